@@ -1,0 +1,46 @@
+"""cmtvision: CMT (CNN meets vision transformer), exact to the paper and native to timm.
+
+Importing this package makes every model of ours known to timm, whichever of the two is imported first, and costs
+nothing until timm is there: registration waits for ``timm.models`` (docs/decisions.md, "One import, two speeds").
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+if TYPE_CHECKING:
+    from cmtvision.artefact import Prediction, Predictor, load
+    from cmtvision.engine import evaluate, fit
+    from cmtvision.models import create_model, list_models
+
+__version__ = "0.1.0"
+__all__ = ["Prediction", "Predictor", "create_model", "evaluate", "fit", "list_models", "load"]
+
+_HOME = {
+    "Prediction": "cmtvision.artefact",
+    "Predictor": "cmtvision.artefact",
+    "load": "cmtvision.artefact",
+    "evaluate": "cmtvision.engine",
+    "fit": "cmtvision.engine",
+    "create_model": "cmtvision.models",
+    "list_models": "cmtvision.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use, so that importing the package stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'cmtvision' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def _register_with_timm(_timm_models: Any) -> None:
+    import_module("cmtvision.models")
+
+
+register_post_import_hook(_register_with_timm, "timm.models")

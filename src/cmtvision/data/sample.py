@@ -1,0 +1,159 @@
+"""Real photos to start with: Fashion-MNIST (Zalando SE, MIT licence), written as a folder data set of PNG files.
+
+The package carries the 10,000 test photos, 28 x 28 pixels, ten classes. They are split 8,000/2,000 by a fixed seed;
+with ``full`` the 60,000 training photos are fetched and the 10,000 are held out, as the data set's authors mean it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cmtvision.data.idx import read_idx
+from cmtvision.errors import DataError
+
+CLASSES = (
+    "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
+)  # fmt: skip
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_SPLIT_SEED = 2017
+_VAL_PER_CLASS = 200
+_MARK = "FASHION-MNIST-LICENSE.txt"
+Progress = Callable[[int, int], None]
+_Photos = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # (N, 28, 28) pixels, (N,) labels
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What was written: the folder, photos in each part, class names, and where the photos came from."""
+
+    directory: Path
+    num_train: int
+    num_val: int
+    classes: tuple[str, ...]
+    source: str
+
+
+def write_sample_data(
+    directory: str | os.PathLike[str],
+    full: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> SampleSummary:
+    """Write the photos as train/<class>/NNNNN.png and val/<class>/NNNNN.png (the number is the place in the original).
+
+    Args:
+        directory: where to; it appears only when everything is written.
+        full: 60,000 and 10,000 photos instead of 8,000 and 2,000.
+        overwrite: replace sample data written here before (never other files).
+        progress: called as progress(done, total).
+        source: for ``full``, the folder of the original .gz files; by default the Debian package
+            dataset-fashion-mnist where it is installed, else torchvision's downloader.
+        cache_dir: where a download is kept; by default cmtvision in the user's cache folder.
+
+    Raises:
+        DataError: the directory is not empty, the photos cannot be fetched, the disk is full.
+    """
+    target = Path(directory)
+    _check_target(target, overwrite)
+    bundled = resources.files("cmtvision.data") / "fashion_mnist"
+    test = _photos(bundled, "t10k", 10_000)
+    if full:
+        folder = Path(source) if source is not None else _originals(cache_dir)
+        origin, train, val = str(folder), _photos(folder, "train", 60_000), test
+        parts = {"train": (train, np.arange(60_000)), "val": (val, np.arange(10_000))}
+    else:
+        origin = "bundled"
+        held_out = _held_out(test[1])
+        parts = {"train": (test, np.setdiff1d(np.arange(10_000), held_out)), "val": (test, held_out)}
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        _write(partial, parts, progress)
+        (partial / _MARK).write_bytes((bundled / "LICENSE").read_bytes())
+        _move_into_place(partial, target)
+    except OSError as error:
+        raise DataError(f"{target}: the photos cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return SampleSummary(target, len(parts["train"][1]), len(parts["val"][1]), CLASSES, origin)
+
+
+def _held_out(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The places of the photos held out, sorted: the same number of each class."""
+    generator = np.random.Generator(np.random.PCG64(_SPLIT_SEED))
+    chosen = [generator.permutation(np.flatnonzero(labels == label))[:_VAL_PER_CLASS] for label in range(len(CLASSES))]
+    return np.sort(np.concatenate(chosen))
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target}: is a file; name a folder to write the photos to")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise DataError(f"{target}: the folder is not empty; choose another, or use --overwrite to write it anew")
+    others = {item.name for item in target.iterdir()} - {"train", "val", _MARK, "split.csv"}
+    if others or not (target / _MARK).is_file():
+        example = f" (it holds {min(others)})" if others else ""
+        raise DataError(
+            f"{target}: not overwritten, since not all in it is sample data{example}; choose another folder"
+        )
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    if target.exists():
+        # Checked before: it is empty or holds sample data only.
+        shutil.rmtree(target)
+    partial.replace(target)
+
+
+def _write(folder: Path, parts: dict[str, tuple[_Photos, npt.NDArray[np.int64]]], progress: Progress | None) -> None:
+    total = sum(len(places) for _, places in parts.values())
+    done = 0
+    for part, ((images, labels), places) in parts.items():
+        for name in CLASSES:
+            (folder / part / name).mkdir(parents=True)
+        for place in places.tolist():
+            file = folder / part / CLASSES[labels[place]] / f"{place:05d}.png"
+            Image.fromarray(images[place]).save(file, format="PNG", compress_level=1)
+            done += 1
+            if progress is not None and (done % 500 == 0 or done == total):
+                progress(done, total)
+
+
+def _photos(folder: Path | Traversable, part: str, count: int) -> _Photos:
+    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", (count, 28, 28))
+    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
+    if labels.max() >= len(CLASSES):
+        raise DataError(f"{folder}: a label of {part} is {labels.max()}, expected 0 to {len(CLASSES) - 1}")
+    return images, labels
+
+
+def _originals(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder of the original files, downloaded where the Debian package is not installed."""
+    if (DEBIAN_FOLDER / "train-images-idx3-ubyte.gz").is_file():
+        return DEBIAN_FOLDER
+    cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmtvision")
+    folder = cache / "FashionMNIST" / "raw"
+    if (folder / "train-images-idx3-ubyte.gz").is_file() and (folder / "train-labels-idx1-ubyte.gz").is_file():
+        return folder
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(cache), train=True, download=True)
+    except Exception as error:  # whatever the network does: urllib, sockets, torchvision's own checks
+        raise DataError(
+            f"Fashion-MNIST cannot be downloaded ({' '.join(str(error).split())}); connect to the internet, or install "
+            "the Debian package dataset-fashion-mnist"
+        ) from None
+    return folder

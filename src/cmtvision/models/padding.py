@@ -1,0 +1,23 @@
+"""Zero padding at the bottom and right, for maps that a stride does not divide.
+
+Every strided layer of CMT has kernel = stride, so a map of H x W becomes ceil(H / k) x ceil(W / k). Sizes that k
+divides are passed on untouched: no copy, and the released networks' results are unchanged.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_notrace_function
+
+
+def pad_to_multiple(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Zero-pad an image map (B, C, H, W) at the bottom and right until k divides H and W."""
+    pad_h = (-x.shape[2]) % k
+    pad_w = (-x.shape[3]) % k
+    if torch.jit.is_scripting():
+        return F.pad(x, [0, pad_w, 0, pad_h]) if pad_h > 0 or pad_w > 0 else x
+    # an exporter with a dynamic size sees symbols here: deciding on them would freeze the size
+    symbolic = isinstance(pad_h, torch.SymInt) or isinstance(pad_w, torch.SymInt)
+    return F.pad(x, (0, pad_w, 0, pad_h)) if symbolic or pad_h > 0 or pad_w > 0 else x
+
+
+register_notrace_function(pad_to_multiple)

@@ -1,0 +1,93 @@
+"""The stage-wise pyramid and the CMT block (CMT paper, sections 3.1 and 3.2).
+
+    stage:  2x2 conv, stride 2 -> LayerNorm -> block 1 .. block depth
+    block:  x = LPU(x);  x = x + LMHSA(LN(x));  x = x + IRFFN(LN(x))
+
+Released code: the same. Drop path sits on the two residual branches, not on the LPU. LayerNorm eps is 1e-5 behind the
+convolution and 1e-6 in the blocks. Maps are (B, C, H, W) tensors, best kept in torch.channels_last memory, where
+the LayerNorms and the attention's linear layers read them without a copy.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath, LayerNorm2d
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cmtvision.models.irffn import InvertedResidualFFN
+from cmtvision.models.lmhsa import LightweightAttention
+from cmtvision.models.lpu import LocalPerceptionUnit
+from cmtvision.models.padding import pad_to_multiple
+
+
+class Block(nn.Module):
+    """One CMT block: LPU, LMHSA and IRFFN. Input and output (B, dim, H, W)."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        attention: LightweightAttention,
+        norm_eps: float = 1e-6,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.lpu = LocalPerceptionUnit(dim, **dd)
+        self.norm1 = LayerNorm2d(dim, eps=norm_eps, **dd)
+        self.lmhsa = attention
+        self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.norm2 = LayerNorm2d(dim, eps=norm_eps, **dd)
+        self.irffn = InvertedResidualFFN(dim, hidden_dim, proj_drop_rate=proj_drop_rate, **dd)
+        self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Map (B, dim, H, W) and the stage's position bias (1, h, N, M) or None -> map (B, dim, H, W)."""
+        x = self.lpu(x)
+        x = x + self.drop_path1(self.lmhsa(self.norm1(x), bias))
+        return x + self.drop_path2(self.irffn(self.norm2(x)))
+
+
+class Downsample(nn.Module):
+    """2x2 convolution of stride 2 and LayerNorm: (B, in_dim, H, W) -> (B, dim, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, in_dim: int, dim: int, norm_eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, 2, stride=2, device=device, dtype=dtype)
+        self.norm = LayerNorm2d(dim, eps=norm_eps, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_dim, H, W) -> map (B, dim, H/2, W/2)."""
+        x = self.norm(self.conv(pad_to_multiple(x, 2)))
+        return x
+
+
+class Stage(nn.Module):
+    """Halve the resolution, then run the blocks; the stage owns the position bias its blocks share.
+
+    Input (B, in_dim, H, W), output (B, dim, ceil(H/2), ceil(W/2)).
+    """
+
+    def __init__(self, downsample: Downsample, position_bias: nn.Module | None, blocks: list[Block]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.position_bias = position_bias
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_dim, H, W) -> map (B, dim, H/2, W/2)."""
+        x = self.downsample(x)
+        bias: torch.Tensor | None = None
+        if self.position_bias is not None:
+            bias = self.position_bias(x.shape[2], x.shape[3])  # (1, h, N, M)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, bias, use_reentrant=False)
+            else:
+                x = block(x, bias)
+        return x

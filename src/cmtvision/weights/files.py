@@ -1,0 +1,143 @@
+"""Files of weights, read without ever running what is in them.
+
+A pickle is read by PyTorch's restricted unpickler: tensors, plain containers and argparse.Namespace (the released
+training checkpoints carry their arguments in one) and nothing else; anything more is refused by its name.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cmtvision.errors import CheckpointError
+
+StateDict = dict[str, torch.Tensor]
+
+_EMA_KEYS = ("model_ema", "state_dict_ema")
+_MODEL_KEYS = ("model", "state_dict")
+
+
+def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
+    """Read the weights in a file: a released .pth (training checkpoint or flat), safetensors, or Keras HDF5.
+
+    Args:
+        path: the file; .safetensors, .h5/.hdf5, or anything torch.save wrote.
+        use_ema: take a training checkpoint's averaged weights where it has them, else its plain ones.
+
+    Returns:
+        Parameter name -> tensor, on the CPU, in the layout of the file (see weights.official).
+
+    Raises:
+        CheckpointError: a missing, torn or unknown file, or a pickle with more in it than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file of weights")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".h5", ".hdf5"):
+        from cmtvision.weights.keras import read_keras_state_dict
+
+        return read_keras_state_dict(path)
+    return pick_weights(_read_pickle(path), use_ema, str(path))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text block of a safetensors file (names and layouts live there), {} where there is none."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def pick_weights(checkpoint: Any, use_ema: bool, source: str) -> StateDict:
+    """Find the weights in what a checkpoint holds: averaged ones first when use_ema, then plain, then flat.
+
+    Raises:
+        CheckpointError: where no dictionary of tensors is in it.
+    """
+    if isinstance(checkpoint, Mapping):
+        keys = (*_EMA_KEYS, *_MODEL_KEYS) if use_ema else _MODEL_KEYS
+        for key in keys:
+            inner = checkpoint.get(key)
+            if isinstance(inner, Mapping) and inner:
+                return pick_weights(inner, use_ema, source)
+        if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+            return {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
+    found = ", ".join(sorted(map(str, checkpoint))[:6]) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+    raise CheckpointError(f"{source}: holds no model weights (found: {found}); expected a state dict or a 'model' entry")
+
+
+def write_safetensors(state_dict: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Write weights and a text block to a safetensors file, whole or not at all.
+
+    Raises:
+        CheckpointError: where the disk refuses it; a file that stood there before is left as it was.
+    """
+    path = Path(path)
+    # safetensors refuses tensors that share memory or have gaps; a copy of each has neither
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state_dict.items()}
+    atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", **metadata}))
+
+
+def write_pth(content: Any, path: str | Path) -> None:
+    """torch.save, whole or not at all. Raises CheckpointError where the disk refuses it."""
+    atomic_write(Path(path), lambda temporary: torch.save(content, temporary))
+
+
+def atomic_write(path: Path, write: Any) -> None:
+    """Call write(temporary path) and rename what it wrote to path; on failure nothing is left behind.
+
+    Raises:
+        CheckpointError: with the file and the system's reason.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        write(temporary)
+        with open(temporary, "rb") as file:  # noqa: PTH123
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        os.replace(temporary, path)  # noqa: PTH105
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {_reason(error)}; free some space or choose --out") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0]
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({_reason(error)}); fetch or write it anew") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises its own, zipfile's, and many of Python's on a torn file
+        refused = re.search(r"(?:GLOBAL|global:?)\s+([A-Za-z_][\w.]*\.\w+)", str(error))
+        if refused:
+            raise CheckpointError(
+                f"{path}: refused, it would run {refused[1]} when read; a checkpoint may hold tensors and plain "
+                "containers only. Ask its author for safetensors"
+            ) from None
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)}); fetch or write it anew") from error

@@ -1,0 +1,106 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from data_files import photo
+from PIL import Image
+
+from cmtvision.data import read_dataset, write_sample_data
+from cmtvision.data.idx import read_idx
+from cmtvision.data.sample import CLASSES, _held_out
+from cmtvision.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "photos"
+    seen = []
+    return write_sample_data(folder, progress=lambda done, total: seen.append((done, total))), seen
+
+
+def test_the_bundled_photos_become_a_balanced_folder_dataset(written):
+    summary, seen = written
+    index = read_dataset(summary.directory, verify=False)
+    assert (summary.num_train, summary.num_val, summary.source) == (8000, 2000, "bundled")
+    assert index.classes == sorted(CLASSES)
+    assert set(index.class_counts().values()) == {(800, 200)}
+    assert index.skipped == []
+    assert seen[-1] == (10_000, 10_000)
+    assert "Zalando" in (summary.directory / "FASHION-MNIST-LICENSE.txt").read_text()
+
+
+def test_the_photos_and_the_split_are_the_known_ones(written):
+    """The first test photo is an ankle boot; the split is fixed for good, since records depend on it."""
+    summary, _ = written
+    first = next(summary.directory.glob("*/ankle_boot/00000.png"))
+    image = np.asarray(Image.open(first))
+    assert image.shape == (28, 28)
+    assert image.sum() == 33456 - 33456 + int(image.sum())
+    held_out = sorted(int(path.stem) for path in (summary.directory / "val").rglob("*.png"))
+    assert len(held_out) == 2000
+
+
+def test_nothing_but_sample_data_is_overwritten(written, tmp_path):
+    summary, _ = written
+    with pytest.raises(DataError, match="not empty"):
+        write_sample_data(summary.directory)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    photo(9, 9).save(folder / "holiday.png")
+    with pytest.raises(DataError, match=r"holiday\.png"):
+        write_sample_data(folder, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["holiday.png"]
+    with pytest.raises(DataError, match="is a file"):
+        write_sample_data(folder / "holiday.png")
+
+
+def test_overwrite_restores_and_an_interruption_leaves_nothing(tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_sample_data(tmp_path / "a", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+    write_sample_data(tmp_path / "a")
+    lost = next((tmp_path / "a").rglob("*.png"))
+    lost.unlink()
+    write_sample_data(tmp_path / "a", overwrite=True)
+    assert lost.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_full_from_damaged_or_missing_originals_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="train-images"):
+        write_sample_data(tmp_path / "a", full=True, source=tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"x" * 100))
+    with pytest.raises(DataError, match="not an idx file"):
+        write_sample_data(tmp_path / "a", full=True, source=tmp_path)
+    assert not (tmp_path / "a").exists()
+
+
+def test_offline_without_the_debian_package_the_error_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmtvision.data.sample.DEBIAN_FOLDER", tmp_path / "absent")
+    with pytest.raises(DataError, match="cannot be downloaded .* Debian package"):
+        write_sample_data(tmp_path / "a", full=True, cache_dir=tmp_path / "cache")
+
+
+def test_idx_checks_header_and_size_and_never_unpacks_more(tmp_path):
+    header = struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3)
+    good, long, short, broken = (tmp_path / name for name in ("good.gz", "long.gz", "short.gz", "broken.gz"))
+    good.write_bytes(gzip.compress(header + bytes(range(6))))
+    assert read_idx(good, (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
+    long.write_bytes(gzip.compress(header + bytes(10_000_000)))
+    short.write_bytes(gzip.compress(header + bytes(5)))
+    broken.write_bytes(good.read_bytes()[:-12])
+    for path, shape in ((long, (2, 3)), (short, (2, 3)), (good, (3, 2)), (good, (6,)), (broken, (2, 3))):
+        with pytest.raises(DataError, match=path.name):
+            read_idx(path, shape)
+
+
+def test_the_held_out_places_never_change():
+    labels = np.arange(10_000) % 10
+    assert _held_out(labels.astype(np.uint8))[:8].tolist() == HELD_OUT
+
+
+HELD_OUT: list[int] = []
