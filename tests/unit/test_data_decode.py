@@ -127,3 +127,14 @@ def test_arrays_of_every_kind():
     ]:
         with pytest.raises(DataError, match=reason):
             open_image(bad)
+
+
+def test_a_plain_image_is_not_copied_and_a_file_image_is_not_changed(tmp_path):
+    plain = photo()
+    assert open_image(plain) is plain
+    plain.save(tmp_path / "a.png", dpi=(72, 72))
+    with Image.open(tmp_path / "a.png") as opened:
+        again = open_image(opened)
+        assert "dpi" in opened.info
+    assert again.info == {}
+    assert np.array_equal(again, plain)

@@ -62,7 +62,9 @@ def test_a_photo_lost_in_training_is_replaced_by_its_class_and_named(samples, ca
     dataset = ImageDataset(samples, train_transform(PREPROCESS, FIXED))
     samples[5].path.write_bytes(b"gone")
     loader = DataLoader(dataset, batch_size=4, num_workers=2)
-    batches = {int(index): int(label) for _, labels, indices in loader for label, index in zip(labels, indices, strict=True)}
+    batches = {
+        int(index): int(label) for _, labels, indices in loader for label, index in zip(labels, indices, strict=True)
+    }
     assert batches == {index: index // 6 for index in range(12)}
     assert dataset.failures == [samples[5].path]  # seen by the main process, though a worker met it
     samples[6].path.unlink()

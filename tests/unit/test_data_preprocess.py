@@ -87,7 +87,9 @@ def test_the_block_round_trips_through_json_and_refuses_what_it_does_not_know():
 
 
 def test_from_timm_takes_the_config_and_adapts_the_channels():
-    config = resolve_data_config({}, pretrained_cfg={"input_size": (3, 64, 48), "crop_pct": 0.95, "mean": (0.1, 0.2, 0.6)})
+    config = resolve_data_config(
+        {}, pretrained_cfg={"input_size": (3, 64, 48), "crop_pct": 0.95, "mean": (0.1, 0.2, 0.6)}
+    )
     ours = Preprocess.from_timm(config)
     assert (ours.size, ours.crop_pct, ours.interpolation, ours.mean) == ((64, 48), 0.95, "bicubic", (0.1, 0.2, 0.6))
     assert Preprocess.from_timm({**config, "input_size": (1, 64, 48)}).mean == pytest.approx((0.3,))

@@ -51,6 +51,8 @@ def open_image(
         DataError: missing, too big, damaged, or not an image; one line with the name.
     """
     if isinstance(source, Image.Image):
+        if type(source) is Image.Image and source.mode in {"RGB", "L"} and not source.info:
+            return source  # what this function gives: already decoded, so the limits have nothing left to protect
         return _plain(source, max_pixels, name or "image")
     if isinstance(source, np.ndarray):
         return _plain(_from_array(source, name or "array"), max_pixels, name or "array")
@@ -85,14 +87,15 @@ def to_uint8(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
     if array.size == 0:
         raise DataError(f"{name}: an array of shape {array.shape} has no pixels")
     if array.dtype == np.uint8:
-        return np.asarray(array, dtype=np.uint8)
+        return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):  # also refuses NaN
             raise DataError(f"{name}: float pixels from {low:g} to {high:g}, expected 0..1; scale them, or pass uint8")
-        return np.rint(array * 255).astype(np.uint8)
+        scaled: npt.NDArray[np.uint8] = np.rint(array * 255).astype(np.uint8)
+        return scaled
     if array.dtype.kind in "iu":
         if array.dtype != np.uint16 and (array.min() < 0 or array.max() > 65535):
             raise DataError(f"{name}: {array.dtype} pixels outside 0..65535; pass uint8 or uint16")
@@ -131,12 +134,18 @@ def _plain(picture: Image.Image, max_pixels: int, name: str) -> Image.Image:
     if width * height == 0:
         raise DataError(f"{name}: {width} x {height}, no pixels")
     picture.load()
+    plain = _rgb_or_gray(picture, name)
+    if type(plain) is not Image.Image or plain is picture:
+        plain = plain.copy()  # without the file behind it, which the caller is about to close
+    plain.info = {}  # its orientation and transparency are dealt with
+    return plain
+
+
+def _rgb_or_gray(picture: Image.Image, name: str) -> Image.Image:
     if picture.info and _orientation(picture) in range(2, 9):
         picture = ImageOps.exif_transpose(picture)
     if picture.mode in {"RGB", "L"}:
-        if "transparency" not in picture.info:
-            return _detached(picture)
-        return _on_white(picture)
+        return _on_white(picture) if "transparency" in picture.info else picture
     if picture.mode == "1":
         return picture.convert("L")
     if picture.mode.startswith("I") or picture.mode == "F":
@@ -164,13 +173,6 @@ def _on_white(picture: Image.Image) -> Image.Image:
     rgba = picture.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _detached(picture: Image.Image) -> Image.Image:
-    """The pixels without the file object behind them, which the caller is about to close."""
-    if type(picture) is Image.Image:
-        return picture
-    return picture.copy()
 
 
 def _kind(data: bytes) -> str:

@@ -139,9 +139,9 @@ def _verified(
         if not verify:
             return None if entry.path.is_file() else "no such file"
         try:
-            open_image(entry.path, max_pixels, max_bytes, name="")
+            open_image(entry.path, max_pixels, max_bytes)
         except DataError as error:
-            return str(error).removeprefix(": ")
+            return str(error).removeprefix(f"{entry.path}: ")
         return None
 
     good: list[Entry] = []

@@ -45,6 +45,12 @@ def _fit_bias(state: StateDict, target: Mapping[str, torch.Tensor], rel_pos: str
     rest = {name: value for name, value in state.items() if not _is_bias(name)}
     if rel_pos == "none" or not tables:
         return rest
+    by_offset = any(table.ndim == 3 for table in tables.values())
+    if by_offset != (rel_pos == "relative"):
+        theirs = (
+            "over offsets; it belongs to cmt_ti_kecam" if by_offset else "over positions; it belongs to cmt_ti and kin"
+        )
+        raise CheckpointError(f"{source}: weights of another network than this model, their position bias is {theirs}")
     fitted = {}
     for name, wanted in target.items():
         if not _is_bias(name):
@@ -101,5 +107,6 @@ def _recognise(state: StateDict) -> str:
     depths = [sum(f"stages.{i}.blocks.{j}.norm1.weight" in state for j in range(99)) for i in range(4)]
     for name, row in VARIANTS.items():
         if tuple(dims) == row.dims and tuple(depths) == row.depths:
-            return name
+            of_keras_family = name == "cmt_ti" and "stages.0.blocks.0.lmhsa.q.bias" not in state
+            return "cmt_ti_kecam" if of_keras_family else name
     return ""

@@ -103,17 +103,21 @@ def _read_layers(path: Path) -> Layers:
         raise CheckpointError(f"{path}: reading HDF5 needs h5py; pip install 'cmtvision[keras]'") from error
     try:
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
+            # hard links only, here and in visititems: a link may lead to another file
+            whole_model = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
+            root = file["model_weights"] if whole_model else file
             if not isinstance(root, h5py.Group):
                 raise CheckpointError(f"{path}: 'model_weights' is not a group; the file is not one of Keras")
-            datasets: list[tuple[str, Any]] = []
-            # hard links only: a link that leaves the file is not followed
-            root.visititems(lambda name, item: datasets.append((name, item)) if isinstance(item, h5py.Dataset) else None)
+            items: list[tuple[str, Any]] = []
+            root.visititems(lambda name, item: items.append((name, item)))
+            datasets = [(name, item) for name, item in items if isinstance(item, h5py.Dataset)]
             _check_arrays(path, datasets)
             layers: Layers = {}
             for name, dataset in datasets:
                 layer, leaf = name.split("/")[0], name.split("/")[-1].split(":")[0]
-                layers.setdefault(layer, {})[leaf] = torch.from_numpy(dataset[()].astype("float32"))
+                if leaf in layers.setdefault(layer, {}):
+                    raise CheckpointError(f"{path}: layer {layer!r} has {leaf!r} twice; nested models are not read")
+                layers[layer][leaf] = torch.from_numpy(dataset[()].astype("float32"))
             return layers
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
@@ -157,10 +161,11 @@ def _convert(where: str, layer: str, name: str, arrays: Mapping[str, torch.Tenso
     wanted = {"table"} if layer.endswith("pos_emb") else {"weight"}
     if layer.endswith(("_bn", "_ln")):
         wanted = {"weight", "bias", "running_mean", "running_var"} if layer.endswith("_bn") else {"weight", "bias"}
-    if not wanted <= set(found) <= wanted | {"bias"}:
+    if len(found) < len(arrays) or not wanted <= set(found) <= wanted | {"bias"}:
         raise CheckpointError(f"{where} has {sorted(arrays)}, not its usual arrays")
     if "table" in found:
-        return {f"{name}.table": _grid_bias(where, found["table"]) if ".blocks." not in name else _offset_bias(where, found["table"])}
+        to_grids = _offset_bias if ".blocks." in name else _grid_bias
+        return {f"{name}.table": to_grids(where, found["table"])}
     if layer.endswith("_bn"):
         found["num_batches_tracked"] = torch.zeros((), dtype=torch.long)
     elif not layer.endswith("_ln"):
@@ -176,7 +181,7 @@ def _convert(where: str, layer: str, name: str, arrays: Mapping[str, torch.Tenso
 
 def _kernel(where: str, layer: str, name: str, kernel: torch.Tensor) -> torch.Tensor:
     """Keras's axis order -> PyTorch's: (out, in, kh, kw), depthwise (C, 1, kh, kw), linear (out, in)."""
-    if layer in ("predictions",) or layer.endswith("_output"):
+    if layer == "predictions" or layer.endswith("_output"):
         if kernel.ndim == 2:
             return kernel.t().contiguous()
     elif kernel.ndim == 4:
@@ -215,19 +220,30 @@ def _check_whole(path: str, state: StateDict) -> None:
         CheckpointError: naming the first layer that is missing.
     """
     modules = {name.rpartition(".")[0] for name in state}
+    own = any(name.endswith("lmhsa.position_bias") for name in modules)
     kinds = [kind for kind in dict.fromkeys(_BLOCK_LAYERS.values()) if kind not in (*_OPTIONAL, "lmhsa.kv")]
     wanted = [name for name in _LAYERS.values() if name != "head"]
-    own = any(name.endswith("lmhsa.position_bias") for name in modules)
     for stage in range(4):
-        prefix = f"stages.{stage}."
-        wanted += [prefix + "downsample.conv", prefix + "downsample.norm"]
-        blocks = [int(m[1]) for name in modules if (m := re.match(rf"stages\.{stage}\.blocks\.(\d+)\.", name))]
-        reduced = [kind for kind in _OPTIONAL[:2] if any(name.startswith(prefix) and name.endswith(kind) for name in modules)]
-        bias = ["lmhsa.position_bias"] if own else []
+        in_stage = [name for name in modules if name.startswith(f"stages.{stage}.")]
+        wanted += [f"stages.{stage}.downsample.conv", f"stages.{stage}.downsample.norm"]
         if not own:
-            wanted.append(prefix + "position_bias")
+            wanted.append(f"stages.{stage}.position_bias")
+        optional = [kind for kind in _OPTIONAL if any(name.endswith(f".{kind}") for name in in_stage)]
+        blocks = [int(name.split(".")[3]) for name in in_stage if ".blocks." in name]
         for block in range(max(blocks, default=0) + 1):
-            wanted += [f"{prefix}blocks.{block}.{kind}" for kind in (*kinds, *reduced, *bias)]
-    missing = [name for name in wanted if name not in modules]
+            wanted += [f"stages.{stage}.blocks.{block}.{kind}" for kind in (*kinds, "lmhsa.k", *optional)]
+    missing = [_their_name(name) for name in wanted if name not in modules]
     if missing:
-        raise CheckpointError(f"{path}: no layer for {missing[0]} ({len(missing)} missing); not a whole CMT of Keras")
+        raise CheckpointError(f"{path}: layer {missing[0]!r} is missing, {len(missing)} in all; fetch it anew")
+
+
+def _their_name(name: str) -> str:
+    """The layer of Keras that one of our modules comes from, for messages."""
+    parts = name.split(".", 4)
+    if parts[0] != "stages":
+        return next(theirs for theirs, ours in _LAYERS.items() if ours == name)
+    prefix = f"stack{int(parts[1]) + 1}_"
+    if parts[2] != "blocks":
+        return prefix + next(theirs for theirs, ours in _STAGE_LAYERS.items() if name.endswith(ours))
+    kind = parts[4] + "v" if parts[4] == "lmhsa.k" else parts[4]
+    return f"{prefix}block{int(parts[3]) + 1}_" + next(t for t, ours in _BLOCK_LAYERS.items() if ours == kind)

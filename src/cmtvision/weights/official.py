@@ -15,32 +15,35 @@ from cmtvision.errors import CheckpointError
 
 _STAGES = "abcd"
 
-# (released prefix, our prefix); {stage} is a letter there and a number here, {block} a number in both
+# (released prefix, our prefix); {stage} is a letter there and a number here, {block} a number in both.
+# In the order of the released files, which to_official keeps.
 _NAMES: list[tuple[str, str]] = [
     ("relative_pos_{stage}", "stages.{stage}.position_bias.table"),
     ("stem_conv{n}.", "stem.conv{n}."),
     ("stem_norm{n}.", "stem.norm{n}."),
     ("patch_embed_{stage}.proj.", "stages.{stage}.downsample.conv."),
     ("patch_embed_{stage}.norm.", "stages.{stage}.downsample.norm."),
-    ("blocks_{stage}.{block}.proj.", "stages.{stage}.blocks.{block}.lpu.conv."),
     ("blocks_{stage}.{block}.norm1.", "stages.{stage}.blocks.{block}.norm1."),
-    ("blocks_{stage}.{block}.norm2.", "stages.{stage}.blocks.{block}.norm2."),
     ("blocks_{stage}.{block}.attn.q.", "stages.{stage}.blocks.{block}.lmhsa.q."),
     ("blocks_{stage}.{block}.attn.k.", "stages.{stage}.blocks.{block}.lmhsa.k."),
     ("blocks_{stage}.{block}.attn.v.", "stages.{stage}.blocks.{block}.lmhsa.v."),
     ("blocks_{stage}.{block}.attn.proj.", "stages.{stage}.blocks.{block}.lmhsa.proj."),
     ("blocks_{stage}.{block}.attn.sr.0.", "stages.{stage}.blocks.{block}.lmhsa.kv_conv."),
     ("blocks_{stage}.{block}.attn.sr.1.", "stages.{stage}.blocks.{block}.lmhsa.kv_norm."),
+    ("blocks_{stage}.{block}.norm2.", "stages.{stage}.blocks.{block}.norm2."),
     ("blocks_{stage}.{block}.mlp.conv1.0.", "stages.{stage}.blocks.{block}.irffn.expand."),
     ("blocks_{stage}.{block}.mlp.conv1.2.", "stages.{stage}.blocks.{block}.irffn.expand_norm."),
     ("blocks_{stage}.{block}.mlp.proj.", "stages.{stage}.blocks.{block}.irffn.conv."),
     ("blocks_{stage}.{block}.mlp.proj_bn.", "stages.{stage}.blocks.{block}.irffn.conv_norm."),
     ("blocks_{stage}.{block}.mlp.conv2.0.", "stages.{stage}.blocks.{block}.irffn.project."),
     ("blocks_{stage}.{block}.mlp.conv2.1.", "stages.{stage}.blocks.{block}.irffn.project_norm."),
+    ("blocks_{stage}.{block}.proj.", "stages.{stage}.blocks.{block}.lpu.conv."),
     ("_fc.", "final.conv."),
     ("_bn.", "final.norm."),
     ("head.", "head."),
 ]
+_PARTS = ("relative", "stem", "patch", "blocks", "_fc.", "_bn.", "head.")
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def is_official(state_dict: Mapping[str, torch.Tensor]) -> bool:
@@ -61,7 +64,11 @@ def from_official(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def to_official(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our names and shapes -> released. Raises CheckpointError where the released layout has no place for one."""
+    """Our names and shapes -> released, in the released order.
+
+    Raises:
+        CheckpointError: where the released layout has no place for a tensor.
+    """
     rules = [(_pattern(ours, r"(?P<stage>[0-3])"), theirs) for theirs, ours in _NAMES]
     converted = {}
     for name, value in state_dict.items():
@@ -69,7 +76,20 @@ def to_official(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         stage = match.groupdict().get("stage")
         theirs = theirs.replace("{stage}", _STAGES[int(stage)]) if stage else theirs
         converted[theirs] = _flatten_bias(name, value) if theirs.startswith("relative_pos_") else value
-    return converted
+    return {theirs: converted[theirs] for theirs in sorted(converted, key=_released_place)}
+
+
+def _released_place(name: str) -> tuple[int | str, ...]:
+    """Sort key of a released name: tables, stem, embeddings, blocks, head; in each the stage, the number, the rule."""
+    for rule, (theirs, _) in enumerate(_NAMES):
+        match = _pattern(theirs, r"(?P<stage>[abcd])").match(name)
+        if match:
+            groups = match.groupdict()
+            part = _PARTS.index(theirs.split("_")[0] if not theirs.startswith("_") else theirs)
+            number = int(groups.get("n") or groups.get("block") or 0)
+            leaf = _LEAVES.index(groups["rest"]) if groups["rest"] in _LEAVES else len(_LEAVES)
+            return part, groups.get("stage") or "", number, rule, leaf
+    raise AssertionError(f"{name} was made by a rule")
 
 
 def _pattern(prefix: str, stage: str) -> re.Pattern[str]:
@@ -83,10 +103,11 @@ def _rename(name: str, rules: list[tuple[re.Pattern[str], str]], layout: str) ->
         match = pattern.match(name)
         if match:
             groups = match.groupdict()
+            renamed = target
             for key in ("block", "n"):
                 if groups.get(key):
-                    target = target.replace("{" + key + "}", groups[key])
-            return target + groups["rest"], match
+                    renamed = renamed.replace("{" + key + "}", groups[key])
+            return renamed + groups["rest"], match
     raise CheckpointError(f"{name!r} is not in the {layout}")
 
 
@@ -94,12 +115,16 @@ def _unflatten_bias(name: str, table: torch.Tensor) -> torch.Tensor:
     heads, queries, keys = table.shape
     query_side, key_side = math.isqrt(queries), math.isqrt(keys)
     if query_side**2 != queries or key_side**2 != keys:
-        raise CheckpointError(f"{name}: {queries} queries and {keys} keys are not square grids, as the released code has")
+        raise CheckpointError(
+            f"{name}: {queries} queries and {keys} keys are not square grids, as the released code has"
+        )
     return table.reshape(1, heads, query_side, query_side, key_side, key_side)
 
 
 def _flatten_bias(name: str, table: torch.Tensor) -> torch.Tensor:
     _, heads, *grids = table.shape
     if grids[0] != grids[1] or grids[2] != grids[3]:
-        raise CheckpointError(f"{name}: grids {grids} are not square; the released layout cannot say which side is which")
+        raise CheckpointError(
+            f"{name}: grids {grids} are not square; the released layout cannot say which side is which"
+        )
     return table.reshape(heads, grids[0] * grids[1], grids[2] * grids[3])

@@ -1,0 +1,41 @@
+"""The command ``cmtvision``: one thin file per command, each around one function of the library.
+
+Importing this package costs nothing; typer is imported when a command line is read, torch when a command needs it.
+Exit codes: 0 done, 1 a fault of ours or a broken installation, 2 bad input, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: what stands behind ``cmtvision``; by default the process's own.
+
+    Returns:
+        The exit code. Bad input is answered by one line on stderr, a traceback is shown only with ``--debug``.
+    """
+    from cmtvision.cli.app import app
+    from cmtvision.cli.faults import exit_code, quiet_libraries
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in options
+    if debug:
+        words.remove("--debug")  # it may stand anywhere, as one adds it behind a line that has just failed
+    else:
+        quiet_libraries()
+    try:
+        result = app(words, prog_name="cmtvision", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        return exit_code(error, words)

@@ -1,0 +1,56 @@
+"""The table of commands. Light: command modules import torch only inside their functions."""
+
+from typing import Annotated
+
+import typer
+
+from cmtvision.cli.convert import convert
+from cmtvision.cli.doctor import doctor
+from cmtvision.cli.evaluate import evaluate
+from cmtvision.cli.info import info
+from cmtvision.cli.models import models
+from cmtvision.cli.output import result
+from cmtvision.cli.predict import predict
+from cmtvision.cli.recipes import recipes
+from cmtvision.cli.sample_data import sample_data
+from cmtvision.cli.train import train
+
+app = typer.Typer(
+    name="cmtvision",
+    help="CMT (CNN meets vision transformer): train on your photos, evaluate, predict, look inside.",
+    epilog="First steps: cmtvision sample-data photos && cmtvision train photos --recipe demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every warning.")] = False,
+) -> None:
+    if version:
+        from cmtvision import __version__
+
+        result(f"cmtvision {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        result(context.get_help())
+        raise typer.Exit(2)
+
+
+for _name, _function in {
+    "sample-data": sample_data,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "info": info,
+    "models": models,
+    "recipes": recipes,
+    "convert": convert,
+    "doctor": doctor,
+}.items():
+    app.command(_name)(_function)

@@ -1,0 +1,241 @@
+"""The examination behind ``cmtvision doctor``: facts about the machine, and the known traps put into words.
+
+Nothing here imports torch, torchvision or timm: what they say is asked of a child process, so the doctor works where
+they do not.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from cmtvision.cli.machine import describe_machine, shared_memory, usable_cores
+
+_SHOWN = (
+    "cmtvision", "torch", "torchvision", "timm", "pytorch-lightning", "lightning", "torchmetrics", "numpy", "pillow",
+    "pydantic", "typer", "rich", "safetensors",
+)  # fmt: skip
+_EXTRAS = {"h5py": "keras", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": None, "nncf": None}
+_COMPROMISED = {"2.6.2", "2.6.3"}
+_PROBE = """
+import json
+found = {}
+for name in ("torch", "torchvision", "timm", "pytorch_lightning"):
+    try:
+        __import__(name)
+        found[name] = ""
+    except BaseException as error:
+        found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+try:
+    import torch
+    found["cuda_build"] = torch.version.cuda or torch.version.hip
+    found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found["mps"] = torch.backends.mps.is_available()
+    found["mkldnn"] = torch.backends.mkldnn.is_available()
+    found["threads"] = torch.get_num_threads()
+    found["capability"] = torch.backends.cpu.get_cpu_capability()
+except Exception:
+    pass
+print("\\n@" + json.dumps(found))
+"""
+_PROBE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: state 'ok', 'advice' or 'broken', what was found, and what to do about it."""
+
+    state: str
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts by name, versions by distribution (None where absent), and findings, the worst first."""
+
+    machine: dict[str, str]
+    versions: dict[str, str | None]
+    findings: list[Finding]
+
+
+def examine() -> Report:
+    """Look at everything; takes a few seconds, since torch and its neighbours are really imported in a child."""
+    versions = {name: _version(name) for name in (*_SHOWN, *_EXTRAS)}
+    probe = _probe()
+    findings = [
+        *_imports(probe),
+        *_requirements(),
+        *_pairing(versions),
+        *_compromised(versions),
+        *_threads(probe),
+        *_memory(),
+        *_telemetry(versions),
+        *_extras(versions),
+    ]
+    rank = {"broken": 0, "advice": 1, "ok": 2}
+    findings.sort(key=lambda finding: rank[finding.state])
+    if not any(finding.state != "ok" for finding in findings):
+        findings.append(Finding("ok", "nothing to complain about"))
+    return Report(describe_machine(probe), versions, findings)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _probe() -> dict[str, Any]:
+    """What torch and its neighbours say of themselves when imported in a process of their own."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return {"torch": f"its import takes longer than {_PROBE_SECONDS} s"}
+    line = child.stdout.rpartition("\n@")[2]
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        return {"torch": f"its import ends the process: {last[:200]}"}
+
+
+def _imports(probe: dict[str, Any]) -> Iterator[Finding]:
+    for name in ("torch", "torchvision", "timm", "pytorch_lightning"):
+        fault = probe.get(name, "not tried")
+        if name != "torch" and probe.get("torch"):
+            continue  # it needs torch: one finding says it all
+        if not fault:
+            yield Finding("ok", f"{name} can be imported")
+        elif "torchvision::nms" in fault:
+            text = f"{name} cannot be imported ({fault}): torch and torchvision are builds that do not belong together"
+            if not probe.get("cuda_build"):
+                text += "; this torch is the CPU-only build, PyPI's torchvision needs the default one"
+            yield Finding(
+                "broken",
+                text,
+                "install both from one place: pip install --force-reinstall torch torchvision, or both with "
+                "--index-url https://download.pytorch.org/whl/cpu",
+            )
+        elif fault.startswith("ModuleNotFoundError"):
+            yield Finding("broken", f"{name}: {fault}", f"pip install {name.replace('_', '-')}")
+        else:
+            yield Finding("broken", f"{name} cannot be imported: {fault}", f"pip install --force-reinstall {name}")
+
+
+def _requirements() -> Iterator[Finding]:
+    """Every dependency that cmtvision states, against what is installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        stated = metadata.requires("cmtvision") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("advice", "cmtvision is run from its source without being installed", "pip install -e .")
+        return
+    for line in stated:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        installed = _version(requirement.name)
+        if installed is None:
+            yield Finding("broken", f"{requirement.name} is not installed", f"pip install '{requirement}'")
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            text = f"{requirement.name} {installed} is not {requirement.specifier}, which cmtvision needs"
+            if requirement.name == "numpy":
+                text += "; NumPy 1 and 2 are not interchangeable for compiled packages"
+            yield Finding("broken", text, f"pip install -U '{requirement}'")
+
+
+def _pairing(versions: dict[str, str | None]) -> Iterator[Finding]:
+    """torchvision states the torch it was built for."""
+    from packaging.requirements import Requirement
+
+    torch, torchvision = versions["torch"], versions["torchvision"]
+    if not torch or not torchvision:
+        return
+    for line in metadata.requires("torchvision") or []:
+        requirement = Requirement(line)
+        if requirement.name == "torch" and not requirement.specifier.contains(torch, prereleases=True):
+            yield Finding(
+                "broken",
+                f"torchvision {torchvision} was built for torch {requirement.specifier}, installed is {torch}",
+                "pip install -U torch torchvision",
+            )
+    local = {re.sub(r"^.*\+", "", version) if "+" in version else "" for version in (torch, torchvision)}
+    if len(local) > 1:
+        yield Finding(
+            "advice",
+            f"torch {torch} and torchvision {torchvision} come from different builds",
+            "install both from one index",
+        )
+
+
+def _compromised(versions: dict[str, str | None]) -> Iterator[Finding]:
+    for name in ("pytorch-lightning", "lightning"):
+        if versions[name] in _COMPROMISED:
+            yield Finding(
+                "broken",
+                f"{name} {versions[name]} is a release that was tampered with; it may have read this machine's secrets",
+                f"pip install -U '{name}>=2.6.6', then change passwords and tokens that this account can read",
+            )
+
+
+def _threads(probe: dict[str, Any]) -> Iterator[Finding]:
+    cores = usable_cores()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        wanted = os.environ.get(name, "")
+        if wanted.isdigit() and int(wanted) > cores:
+            yield Finding(
+                "advice",
+                f"{name}={wanted}, but {cores} cores are usable: threads will wait for each other",
+                f"export {name}={cores}, or unset it",
+            )
+        elif wanted == "1" and cores > 1:
+            yield Finding("advice", f"{name}=1: one of {cores} cores is used", f"unset {name}")
+    threads = probe.get("threads")
+    if isinstance(threads, int) and threads > cores and not os.environ.get("OMP_NUM_THREADS"):
+        yield Finding(
+            "advice", f"torch starts {threads} threads on {cores} usable cores", f"export OMP_NUM_THREADS={cores}"
+        )
+
+
+def _memory() -> Iterator[Finding]:
+    free = shared_memory()
+    if free is not None and free < 1_000_000_000:
+        yield Finding(
+            "advice",
+            f"/dev/shm has {free / 1e6:,.0f} MB free: loader processes hand over batches through it and may die with "
+            "'bus error'",
+            "docker run --shm-size=8g, or train with --set data.workers=0",
+        )
+
+
+def _telemetry(versions: dict[str, str | None]) -> Iterator[Finding]:
+    present = [name for name in ("openvino", "nncf") if versions[name]]
+    if present:
+        yield Finding(
+            "advice",
+            f"{' and '.join(present)} report usage to their makers when imported",
+            "opt_in_out --opt_out (a command of openvino-telemetry), and export NNCF_CI=1",
+        )
+
+
+def _extras(versions: dict[str, str | None]) -> Iterator[Finding]:
+    for extra in sorted({extra for extra in _EXTRAS.values() if extra}):
+        lacking = [name for name, home in _EXTRAS.items() if home == extra and not versions[name]]
+        if lacking:
+            text = (
+                f"extra '{extra}' is not complete: {', '.join(lacking)} missing; needed only for what it is named after"
+            )
+            yield Finding("ok", text, f"pip install 'cmtvision[{extra}]'")
+    if sys.version_info < (3, 11):
+        yield Finding("broken", f"Python {platform.python_version()} is too old", "use Python 3.11 or newer")

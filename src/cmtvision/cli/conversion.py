@@ -1,0 +1,136 @@
+"""Weights from one kind of file to another: recognised, tried in their network, and only then written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cmtvision.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Layout = Literal["official", "native"]
+StateDict = Mapping[str, "torch.Tensor"]
+_PICKLES = (".pth", ".pt", ".ckpt", ".tar")
+_FIRST_STAGE_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: the network, its layout, its tensors, and its learned values."""
+
+    model: str
+    layout: str
+    num_tensors: int
+    parameters: int
+
+
+def convert_weights(
+    source: Path, target: Path, layout: Layout | None = None, use_ema: bool = True, model: str | None = None
+) -> Converted:
+    """Read weights, find the network they belong to, load them into it, and write them.
+
+    Args:
+        source: .pth, .safetensors, Keras .h5, or a run folder.
+        target: .safetensors or .pth; the latter holds {'model': weights}, as the released files do.
+        layout: 'official' or 'native' names and shapes; None is official for .pth where the network has it, else native.
+        use_ema: prefer a training checkpoint's averaged weights.
+        model: the network's name in timm; None recognises ours by their shapes.
+
+    Raises:
+        ConfigError: a suffix that cannot be written, an unknown model.
+        CheckpointError: weights that cannot be read, are of no known network, or have no place in the layout.
+    """
+    from cmtvision.weights import from_official, is_official, read_state_dict, to_official, write_safetensors
+    from cmtvision.weights.files import write_pth
+
+    if target.suffix not in (".safetensors", *_PICKLES):
+        raise ConfigError(
+            f"{target}: cannot write {target.suffix or 'a file without suffix'}; name it .safetensors or .pth"
+        )
+    state = read_state_dict(source / "model.safetensors" if source.is_dir() else source, use_ema=use_ema)
+    native = from_official(state) if is_official(state) else state
+    name, parameters = _find_network(native, source, model)
+    official = layout == "official" or (layout is None and target.suffix in _PICKLES and _has_official_layout(name))
+    written = dict(to_official(native) if official else native)
+    chosen = "official" if official else "native"
+    if target.suffix == ".safetensors":
+        write_safetensors(written, target, {"layout": chosen, "model": name})
+    else:
+        write_pth({"model": written}, target)
+    return Converted(name, chosen, len(written), parameters)
+
+
+def _has_official_layout(name: str) -> bool:
+    return name.startswith("cmt_") and name != "cmt_ti_kecam"
+
+
+def _find_network(state: StateDict, source: Path, name: str | None) -> tuple[str, int]:
+    """The name of the network that weights belong to, tried by loading them, and its number of parameters."""
+    from cmtvision.models import list_models
+
+    if name is not None:
+        fault, parameters = _try(name, state)
+        if fault:
+            raise CheckpointError(f"{source}: not weights of {name}, {fault}")
+        return name, parameters
+    for candidate in list_models():
+        fault, parameters = _try(candidate, state)
+        if not fault:
+            return candidate, parameters
+    raise CheckpointError(
+        f"{source}: weights of no model of ours (tried {', '.join(list_models())}); name another of timm with --model"
+    )
+
+
+def _try(name: str, state: StateDict) -> tuple[str, int]:
+    """Load weights into a network without values; what does not fit, '' if all does, and its number of parameters."""
+    import torch
+
+    from cmtvision.models import create_model
+
+    with torch.device("meta"):
+        model = create_model(name, **_arguments(name, state))
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    other = sorted(key for key in wanted.keys() & given.keys() if wanted[key] != given[key])
+    if missing:
+        return f"{len(missing)} tensors are missing (first: {missing[0]})", 0
+    if unknown:
+        return f"{len(unknown)} tensors have no place in it (first: {unknown[0]})", 0
+    if other:
+        key = other[0]
+        return f"{len(other)} tensors have other shapes ({key}: {given[key]} not {wanted[key]})", 0
+    model.load_state_dict(state, strict=True, assign=True)
+    return "", sum(parameter.numel() for parameter in model.parameters())
+
+
+def _arguments(name: str, state: StateDict) -> dict[str, Any]:
+    """What weights tell of how their network was made: classes, channels, image size, kind of position bias."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    found: dict[str, Any] = {}
+    classifier = getattr(cfg, "classifier", None)
+    if isinstance(classifier, str):
+        head = state.get(f"{classifier}.weight")
+        found["num_classes"] = 0 if head is None else head.shape[0]
+    first = getattr(cfg, "first_conv", None)
+    stem = state.get(f"{first}.weight") if isinstance(first, str) else None
+    if stem is not None and stem.ndim == 4:
+        found["in_chans"] = stem.shape[1]
+    if not name.startswith("cmt_"):
+        return found
+    shared = state.get("stages.0.position_bias.table")
+    table = shared if shared is not None else state.get("stages.0.blocks.0.lmhsa.position_bias.table")
+    if table is None:
+        found["rel_pos"] = "none"
+    elif table.ndim == 6:
+        found["rel_pos"] = "stage" if shared is not None else "block"
+        found["img_size"] = (table.shape[2] * _FIRST_STAGE_STRIDE, table.shape[3] * _FIRST_STAGE_STRIDE)
+    elif table.ndim == 3:  # over offsets: 2 x side - 1
+        found["rel_pos"] = "relative"
+        found["img_size"] = tuple((side + 1) // 2 * _FIRST_STAGE_STRIDE for side in table.shape[1:])
+    return found

@@ -1,0 +1,94 @@
+"""``cmtvision eval``: how good a trained model is, in exact counts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from cmtvision.engine import Evaluation
+
+_MATRIX_CLASSES = 20
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or a CSV with path,label.")],
+    split: Annotated[Literal["val", "train", "all"], typer.Option("--split", help="Which photos.")] = "val",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Photos at a time.")] = 128,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write every photo's prediction to a CSV file.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV file.")] = False,
+) -> None:
+    """Evaluate a trained model: accuracy, every class, confusion matrix."""
+    from cmtvision.cli import output
+
+    if csv is not None:
+        output.refuse_overwrite(csv, overwrite)
+    from cmtvision import engine
+    from cmtvision.artefact.predictor import pick_device
+
+    chosen: dict[str, Any] = {} if pick_device(device) == pick_device("auto") else {"device": device}
+    with output.progress("evaluating") as progress:
+        found = engine.evaluate(run, data, split=split, batch_size=batch_size, progress=progress, **chosen)
+    if csv is not None:
+        _write_predictions(found, csv, overwrite)
+        output.note(f"predictions: {csv}")
+    for item in found.skipped:
+        output.note(f"skipped {item.path}: {item.reason}")
+    if json:
+        output.result_json({"run": str(run), "data": str(data), **found.to_dict()})
+        return
+    note = ", none were held out" if found.split == "all" and split == "val" else ""
+    output.result(f"photos: {found.num_images:,} ({found.split}{note})")
+    output.result(f"top-1: {found.top1:.2%} ({found.top1_correct}/{found.num_images})")
+    if len(found.classes) > 5:
+        output.result(f"top-5: {found.top5:.2%} ({found.top5_correct}/{found.num_images})")
+    output.result(f"loss: {found.loss:.4f}")
+    _show_classes(found)
+    if len(found.classes) <= _MATRIX_CLASSES:
+        _show_matrix(found)
+
+
+def _show_classes(found: "Evaluation") -> None:
+    from cmtvision.cli import output
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    columns = ["class", "photos", "correct", "recall", "precision"]
+    rows = [
+        [score.name, str(score.images), str(score.correct), share(score.recall), share(score.precision)]
+        for score in found.per_class()
+    ]
+    output.result("")
+    output.table(columns, rows, right=columns[1:])
+
+
+def _show_matrix(found: "Evaluation") -> None:
+    """Counts, a row for each true class; columns are numbered as the rows are, so that 20 fit on a screen."""
+    from cmtvision.cli import output
+
+    numbers = [str(number) for number in range(len(found.classes))]
+    rows = [
+        [f"{number} {name}", *(str(count) if count else "." for count in counts)]
+        for number, name, counts in zip(numbers, found.classes, found.confusion.tolist(), strict=True)
+    ]
+    output.result("")
+    output.table(["true \\ predicted", *numbers], rows, right=numbers)
+
+
+def _write_predictions(found: "Evaluation", file: Path, overwrite: bool) -> None:
+    import csv
+
+    from cmtvision.cli import output
+
+    with output.new_text_file(file, overwrite) as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label", "predicted", "probability", "correct"])
+        for photo in found.predictions:
+            names = found.classes[photo.label], found.classes[photo.predicted]
+            writer.writerow([photo.path, *names, f"{photo.probability:.6f}", int(photo.label == photo.predicted)])

@@ -1,0 +1,84 @@
+"""What a failed command says, in one line, and the exit code it gives."""
+
+import errno
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+from cmtvision.errors import CmtvisionError
+
+USAGE = 2
+INTERRUPTED = 130
+
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large",
+}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def exit_code(error: BaseException, words: Sequence[str]) -> int:
+    """Say on stderr what went wrong and return the exit code that belongs to it.
+
+    Args:
+        error: what ended the command.
+        words: the command line, repeated in the advice for a fault of ours.
+    """
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        say("interrupted", prefix="")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, CmtvisionError):
+        interrupted = type(error).__name__ == "TrainingInterrupted"
+        say(str(error), prefix="" if interrupted else "error: ")
+        return INTERRUPTED if interrupted else USAGE
+    if hasattr(error, "format_message"):  # a usage error of typer, whichever module this version keeps it in
+        say(_usage_line(error))
+        return int(getattr(error, "exit_code", USAGE))
+    if isinstance(error, OSError) and (error.errno in _DISK or error.errno in _REFUSED):
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in _DISK:
+            say(f"{where}{_DISK[error.errno]}; free some space or write elsewhere")
+        else:
+            say(f"{where}{(error.strerror or 'refused').lower()}; choose a place that you may write to")
+        return USAGE
+    reason = " ".join(str(error).split())
+    again = shlex.join(["cmtvision", "--debug", *words])
+    say(f"unexpected {type(error).__name__}: {reason[:300]}; run with --debug for the traceback: {again}")
+    return 1
+
+
+def say(message: str, prefix: str = "error: ") -> None:
+    """Write each line of a message to stderr behind a prefix."""
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and prefix
+    shown = f"\033[31m{prefix}\033[0m" if colour else prefix
+    for line in message.splitlines() or [""]:
+        print(f"{shown}{line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def quiet_libraries() -> None:
+    """Keep the chatter of libraries, meant for programmers, off the terminal; --debug lets it through."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    # workers and children of ours start their own interpreter
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr)
+    logging.getLogger("cmtvision").setLevel(logging.INFO)
+    for name in ("pytorch_lightning", "lightning", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _usage_line(error: BaseException) -> str:
+    message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    message = re.sub(r"[.!]$", "", message)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "cmtvision"
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"

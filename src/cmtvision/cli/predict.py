@@ -1,0 +1,46 @@
+"""``cmtvision predict``: what a trained model sees in images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Files, folders, globs; - reads paths or one image from stdin."),
+    ],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name for each image.")] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 32,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
+) -> None:
+    """Predict images; a bad one is named on stderr, the others go on, and the exit code is 2."""
+    from cmtvision.cli.faults import USAGE, say
+    from cmtvision.cli.predictions import CsvRows, JsonDocument, TextRows, predict_each
+    from cmtvision.cli.sources import find_images
+    from cmtvision.errors import ConfigError, DataError
+
+    if json and csv:
+        raise ConfigError("--json and --csv: both given; keep one")
+    found = find_images(images)
+    first = next(found)
+    if len(images) == 1 and isinstance(first.content, DataError):
+        raise first.content  # before the model is loaded: a wrong path is answered at once
+
+    from cmtvision.artefact import load
+
+    predictor = load(run, device)
+    view = JsonDocument() if json else CsvRows(top) if csv else TextRows()
+    faults = 0
+    for outcome in predict_each(predictor, first, found, top, batch_size):
+        view.add(outcome)
+        if isinstance(outcome, DataError):
+            faults += 1
+            say(str(outcome))
+    view.close()
+    if faults:
+        raise typer.Exit(USAGE)

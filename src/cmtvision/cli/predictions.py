@@ -1,0 +1,136 @@
+"""Predicting image by image, in batches, and showing it: text, CSV or JSON, each line as soon as it is known."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cmtvision.cli.output import result
+from cmtvision.cli.sources import Source
+from cmtvision.errors import DataError
+
+if TYPE_CHECKING:
+    from cmtvision.artefact import Predictor
+
+Top = list[tuple[str, float]]
+
+
+class BadImage(DataError):
+    """An image that could not be read; ``image`` is its name."""
+
+    def __init__(self, image: str, reason: str) -> None:
+        super().__init__(reason)
+        self.image = image
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One image and its most probable classes, best first."""
+
+    image: str
+    top: Top = field(default_factory=list)
+
+
+class View(Protocol):
+    """Something that shows outcomes."""
+
+    def add(self, outcome: "Outcome | BadImage") -> None:
+        """Show one."""
+
+    def close(self) -> None:
+        """Show what is left."""
+
+
+def predict_each(
+    predictor: "Predictor", first: Source, others: Iterator[Source], top: int, batch_size: int
+) -> Iterator["Outcome | BadImage"]:
+    """Predict a stream of images, holding one batch of them; an unreadable one comes back as an error."""
+    waiting: list[tuple[str, Any]] = []
+    for source in chain([first], others):
+        try:
+            if isinstance(source.content, DataError):
+                raise source.content
+            waiting.append((source.name, predictor.preprocess(source.content)))
+        except DataError as error:
+            yield from _batch(predictor, waiting, top)
+            waiting = []
+            yield BadImage(source.name, str(error))
+        if len(waiting) == batch_size:
+            yield from _batch(predictor, waiting, top)
+            waiting = []
+    yield from _batch(predictor, waiting, top)
+
+
+def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int) -> Iterator[Outcome]:
+    import numpy as np
+    import torch
+
+    if not waiting:
+        return
+    logits = predictor.forward(torch.from_numpy(np.stack([pixels for _, pixels in waiting])))
+    for (name, _), probabilities in zip(waiting, logits.softmax(dim=1), strict=True):
+        values, indices = probabilities.topk(min(top, len(predictor.classes)))
+        named = zip(indices.tolist(), values.tolist(), strict=True)
+        yield Outcome(name, [(predictor.classes[index], float(value)) for index, value in named])
+
+
+class TextRows:
+    """A line an image: its name, then classes with their probabilities, best first."""
+
+    def add(self, outcome: "Outcome | BadImage") -> None:
+        """Print one line."""
+        if isinstance(outcome, Outcome):
+            classes = [f"{label} {probability:.1%}" for label, probability in outcome.top]
+            if sys.stdout.isatty():
+                classes[0] = f"\033[1m{classes[0]}\033[0m"
+            result(f"{outcome.image}: {', '.join(classes)}")
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+class CsvRows:
+    """CSV with a header: image,label,probability and, for more classes, label_2,probability_2 and so on."""
+
+    def __init__(self, top: int) -> None:
+        import csv
+
+        self._top = top
+        self._writer = csv.writer(sys.stdout, lineterminator="\n")
+        more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
+        self._writer.writerow(["image", "label", "probability", *more])
+
+    def add(self, outcome: "Outcome | BadImage") -> None:
+        """Print one row; where a model has fewer classes than were asked for, the last cells are empty."""
+        if isinstance(outcome, Outcome):
+            cells = [cell for label, probability in outcome.top for cell in (label, f"{probability:.6f}")]
+            self._writer.writerow([outcome.image, *cells, *[""] * (2 * self._top - len(cells))])
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+class JsonDocument:
+    """One document, {"predictions": [...], "failed": [...]}, written as it becomes known."""
+
+    def __init__(self) -> None:
+        self._failed: list[dict[str, str]] = []
+        self._separator = ""
+        sys.stdout.write('{"predictions": [')
+
+    def add(self, outcome: "Outcome | BadImage") -> None:
+        """Write a prediction, or keep a failure for the end."""
+        if not isinstance(outcome, Outcome):
+            self._failed.append({"image": outcome.image, "error": str(outcome)})
+            return
+        label, probability = outcome.top[0]
+        top = [{"label": name, "probability": value} for name, value in outcome.top]
+        record = {"image": outcome.image, "label": label, "probability": probability, "top": top}
+        sys.stdout.write(f"{self._separator}\n  {json.dumps(record, ensure_ascii=False)}")
+        self._separator = ","
+
+    def close(self) -> None:
+        """Write the failures and close the document."""
+        sys.stdout.write(f'\n], "failed": {json.dumps(self._failed, ensure_ascii=False)}}}\n')

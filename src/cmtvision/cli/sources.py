@@ -1,0 +1,80 @@
+"""Where images to predict come from: files, folders, globs and standard input, one after another."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cmtvision.errors import DataError
+
+_STDIN = "-"
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+
+
+class Source(NamedTuple):
+    """An image to predict: what it is called, and its file, its bytes, or why there is none."""
+
+    name: str
+    content: Path | bytes | DataError
+
+
+def find_images(words: Sequence[str]) -> Iterator[Source]:
+    """Every image that words mean, in their order; a folder's in the order of their names.
+
+    A word that means none gives a source whose content is the error, so that the others go on.
+    """
+    for word in words:
+        yield from _from_stdin() if word == _STDIN else _from_word(word)
+
+
+def is_image(head: bytes) -> bool:
+    """Whether bytes begin as an image file does."""
+    if head.startswith(_SIGNATURES):
+        return True
+    boxed = (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] == b"ftypavif"
+    return boxed or (head[:2] == b"BM" and b"\0" in head[2:16])
+
+
+def _from_word(word: str) -> Iterator[Source]:
+    from cmtvision.data.listing import EXTENSIONS
+
+    path = Path(word)
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        if not inside:
+            yield Source(word, DataError(f"{path}: no image in this folder or below it"))
+        yield from (Source(str(file), file) for file in inside)
+    elif not path.exists() and glob.has_magic(word):
+        matches = sorted(filter(os.path.isfile, glob.glob(word, recursive=True)))  # noqa: PTH207  # absolute ones too
+        if not matches:
+            yield Source(word, DataError(f"{word}: no file matches"))
+        yield from (Source(match, Path(match)) for match in matches)
+    else:
+        yield Source(word, path)  # a missing file is named when its turn comes, and the others go on
+
+
+def _from_stdin() -> Iterator[Source]:
+    from cmtvision.data import MAX_BYTES
+
+    stream = sys.stdin.buffer
+    head: bytes = stream.peek(16) if hasattr(stream, "peek") else b""
+    if is_image(head):
+        content = stream.read(MAX_BYTES + 1)
+        yield Source("standard input", content)
+        return
+    found = False
+    for number, line in enumerate(stream, start=1):
+        if b"\0" in line:
+            reason = f"standard input: line {number} is no path, and the whole is no image of a known kind"
+            yield Source("standard input", DataError(reason))
+            return
+        word = os.fsdecode(line.rstrip(b"\r\n"))
+        if word:
+            found = True
+            yield Source(word, Path(word))
+    if not found:
+        yield Source(
+            "standard input", DataError("standard input: empty; pipe in an image, or a list with a path a line")
+        )

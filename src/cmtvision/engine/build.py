@@ -1,0 +1,94 @@
+"""From a recipe to the parts of a run: the model with its weights, and its preprocess contract."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from cmtvision.artefact.files import MODEL_FILE
+from cmtvision.data import Preprocess
+from cmtvision.errors import CheckpointError, ConfigError, DataError
+from cmtvision.models import create_model
+from cmtvision.recipe import Recipe
+from cmtvision.weights import from_official, is_official, read_state_dict
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model made from a recipe, the arguments that make it again, and its preprocess contract."""
+
+    model: nn.Module
+    arguments: dict[str, Any]
+    preprocess: Preprocess
+
+
+def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
+    """Create the recipe's model, with its weights where the recipe names some.
+
+    Raises:
+        ConfigError: an unknown model or an option it does not have.
+        CheckpointError: weights that cannot be read or belong to another model.
+    """
+    section = recipe.model
+    structure: dict[str, Any] = {"in_chans": section.in_chans}
+    if section.img_size is not None:
+        structure["img_size"] = section.img_size
+    if section.rel_pos is not None:
+        structure["rel_pos"] = section.rel_pos
+    rates: dict[str, Any] = {"drop_path_rate": section.drop_path_rate}
+    if section.drop_rate is not None:
+        rates["drop_rate"] = section.drop_rate
+    for name in ("attn_drop_rate", "proj_drop_rate"):
+        if getattr(section, name):
+            rates[name] = getattr(section, name)
+    source = _weights(section.name, section.weights, section.use_ema)
+    try:
+        model = create_model(section.name, num_classes=num_classes, **structure, **rates, **source)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"weights {section.weights}: do not fit {section.name} ({reason})") from error
+    if section.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return BuiltModel(model, structure, build_preprocess(recipe, model))
+
+
+def build_preprocess(recipe: Recipe, model: nn.Module) -> Preprocess:
+    """The model's own evaluation transform, with what the recipe overrides."""
+    config = dict(resolve_model_data_config(model))
+    size = recipe.model.img_size
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        config["input_size"] = (recipe.model.in_chans, height, width)
+    given = {key: value for key, value in recipe.preprocess.model_dump().items() if value is not None}
+    try:
+        return replace(Preprocess.from_timm(config), **given)
+    except DataError as error:
+        raise ConfigError(f"recipe: {error}") from error
+
+
+def _weights(name: str, weights: str | None, use_ema: bool) -> dict[str, Any]:
+    """The arguments of create_model that load a recipe's weights: a file, a run folder, or the released ones."""
+    if weights is None:
+        return {}
+    if weights == "pretrained":
+        if not timm.is_model_pretrained(name):
+            raise ConfigError(f"model {name!r} has no released weights; give model.weights a file or leave it out")
+        return {"pretrained": True}
+    path = Path(weights)
+    state = read_state_dict(path / MODEL_FILE if path.is_dir() else path, use_ema=use_ema)
+    if is_official(state):
+        state = from_official(state)
+    overlay: dict[str, Any] = {"state_dict": state, "custom_load": False}
+    # timm compares these with the wanted model to decide whether classifier and first convolution must be adapted
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None:
+        head = state.get(f"{cfg.classifier}.weight") if isinstance(cfg.classifier, str) else None
+        overlay["num_classes"] = head.shape[0] if head is not None else 0
+        stem = state.get(f"{cfg.first_conv}.weight") if isinstance(cfg.first_conv, str) else None
+        if isinstance(stem, torch.Tensor) and cfg.input_size is not None:
+            overlay["input_size"] = (stem.shape[1], *cfg.input_size[1:])
+    return {"pretrained": True, "pretrained_cfg_overlay": overlay}

@@ -1,0 +1,61 @@
+"""What a person sees of a run: a bar with rate and time left on a terminal, one line an epoch in a log."""
+
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class ProgressView:
+    """Shows a run; without a console it shows nothing.
+
+    Args:
+        console: where to; None for silence.
+        total_steps: batches of the whole run.
+        total_epochs: epochs of the whole run.
+    """
+
+    def __init__(self, console: Console | None, total_steps: int, total_epochs: int) -> None:
+        self._console = console
+        self._total_epochs = total_epochs
+        self._total_steps = total_steps
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, done: int) -> None:
+        """Begin at a number of batches already done."""
+        if self._console is not None and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("training", total=self._total_steps, completed=done, state="")
+            self._bar.start()
+
+    def step(self, epoch: int, loss: float, rate: float) -> None:
+        """One batch: epoch number from 0, its loss, images per second."""
+        if self._bar is not None and self._task is not None:
+            state = f"loss {loss:.3f}  {rate:,.0f} images/s"
+            self._bar.update(
+                self._task, advance=1, state=state, description=f"epoch {epoch + 1}/{self._total_epochs}"
+            )
+
+    def epoch(self, row: dict[str, Any], left: float) -> None:
+        """One finished epoch: its row of metrics.csv and the seconds left."""
+        if self._console is None:
+            return
+        parts = [f"epoch {row['epoch'] + 1}/{self._total_epochs}", f"loss {row['train_loss']:.4f}"]
+        if row["val_top1"] is not None:
+            parts += [f"held-out loss {row['val_loss']:.4f}", f"top-1 {row['val_top1']:.2%}"]
+        parts += [f"{row['images_per_second']:,.0f} images/s", f"{timedelta(seconds=round(left))} left"]
+        self._console.print("  ".join(parts), highlight=False)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,186 @@
+"""What a run folder says, read back: recipe, facts, curves, evaluation, split and skipped files.
+
+Only recipe.yaml and run.json must be there; whatever else is missing leaves its part of the report out.
+"""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from cmtvision.errors import CheckpointError, DataError
+
+MAX_BYTES = 200_000_000
+
+
+class SplitRow(NamedTuple):
+    """One photo of split.csv: its path from the data's root, its class, its part ('train' or 'val')."""
+
+    path: str
+    label: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What evaluation.json says.
+
+    Attributes:
+        classes: class names, the order of the confusion matrix.
+        confusion: counts (classes, classes), [true, predicted].
+        top5_correct: images whose class is among the five most probable, None where it was not written.
+        loss: mean cross-entropy, None where it was not written.
+        split: 'val' (held out), 'train' or 'all'.
+    """
+
+    classes: list[str]
+    confusion: npt.NDArray[np.int64]
+    top5_correct: int | None
+    loss: float | None
+    split: str
+
+    @property
+    def num_images(self) -> int:
+        """Images evaluated."""
+        return int(self.confusion.sum())
+
+    @property
+    def top1_correct(self) -> int:
+        """Images whose most probable class is the true one."""
+        return int(np.trace(self.confusion))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run as its folder describes it.
+
+    Attributes:
+        folder: where it is.
+        recipe: recipe.yaml parsed, and ``recipe_text`` as it stands.
+        facts: run.json.
+        metrics: rows of metrics.csv; a value that was not measured is NaN.
+        scores: evaluation.json, None where nothing was held out.
+        split: rows of split.csv.
+        skipped: (path, reason) of files that were left out.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    facts: dict[str, Any]
+    metrics: list[dict[str, float]]
+    scores: Scores | None
+    split: list[SplitRow]
+    skipped: list[tuple[str, str]]
+
+    @property
+    def data(self) -> str:
+        """Where the data was when the run was trained, '' where run.json does not say."""
+        return str(self.facts.get("data") or self.facts.get("data_root") or "")
+
+    @property
+    def data_root(self) -> Path | None:
+        """The folder that the split's paths start from: the data's folder, or the one a CSV stands in."""
+        named = self.facts.get("data_root") or self.facts.get("root")
+        if named:
+            return Path(str(named))
+        if not self.data:
+            return None
+        path = Path(self.data)
+        return path.parent if path.suffix.lower() == ".csv" else path
+
+
+def read_run(run: str | Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        CheckpointError: no such folder, or a folder that is not a run.
+        DataError: one of its files is damaged or too large.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected a run folder that `cmtvision train` wrote")
+    for name in ("recipe.yaml", "run.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: not a run folder (no {name}); expected one that `cmtvision train` wrote")
+    recipe_text = _text(folder / "recipe.yaml")
+    try:
+        recipe = yaml.safe_load(recipe_text)
+    except yaml.YAMLError as error:
+        raise DataError(f"{folder / 'recipe.yaml'}: not valid YAML ({' '.join(str(error).split())})") from None
+    return RunFolder(
+        folder=folder,
+        recipe=recipe if isinstance(recipe, dict) else {},
+        recipe_text=recipe_text,
+        facts=_json(folder / "run.json"),
+        metrics=[{key: _number(value) for key, value in row.items() if key} for row in _rows(folder / "metrics.csv")],
+        scores=_scores(folder / "evaluation.json"),
+        split=[
+            SplitRow(row.get("path", ""), row.get("label", ""), row.get("split", ""))
+            for row in _rows(folder / "split.csv")
+        ],
+        skipped=[(row.get("path", ""), row.get("reason", "")) for row in _rows(folder / "skipped.csv")],
+    )
+
+
+def _scores(path: Path) -> Scores | None:
+    if not path.is_file():
+        return None
+    content = _json(path)
+    try:
+        classes = [str(name) for name in content["classes"]]
+        confusion = np.asarray(content["confusion"], dtype=np.int64)
+        if confusion.shape != (len(classes), len(classes)) or (confusion < 0).any():
+            raise ValueError(f"confusion of shape {confusion.shape} for {len(classes)} classes")
+        top5, loss = content.get("top5_correct"), content.get("loss")
+        return Scores(
+            classes=classes,
+            confusion=confusion,
+            top5_correct=None if top5 is None else int(top5),
+            loss=None if loss is None else float(loss),
+            split=str(content.get("split", "val")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not an evaluation ({error}); run `cmtvision eval` again") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB; not a file of a run")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    try:
+        # a row cut short gives None for what it lacks
+        return [{key: value or "" for key, value in row.items()} for row in csv.DictReader(_text(path).splitlines())]
+    except csv.Error as error:
+        raise DataError(f"{path}: not valid CSV ({error})") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,72 @@
+"""The figures a report shows, computed from counts: an interval for accuracy, scores per class, confused pairs."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class ClassRow(NamedTuple):
+    """One class: images of it, how many were found, and the shares; None where nothing was counted."""
+
+    name: str
+    images: int
+    correct: int
+    recall: float | None
+    precision: float | None
+
+
+class ConfusedPair(NamedTuple):
+    """``photos`` of the ``images`` of class ``true`` were taken for ``predicted``."""
+
+    true: str
+    predicted: str
+    photos: int
+    images: int
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The Wilson score interval of a share, as (low, high) within 0..1; 95% by default.
+
+    Unlike share +- z * standard error it stays within 0..1 and is right for few images and for accuracy near 100%.
+
+    Raises:
+        ValueError: no images, or more correct than there are.
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"got {correct} of {total}, expected 0 <= correct <= total and total >= 1")
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def class_rows(classes: list[str], confusion: npt.NDArray[np.int64]) -> list[ClassRow]:
+    """Recall and precision of each class from a confusion matrix [true, predicted], lowest recall first."""
+    images, predicted, correct = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    rows = [
+        ClassRow(
+            name,
+            int(images[i]),
+            int(correct[i]),
+            float(correct[i] / images[i]) if images[i] else None,
+            float(correct[i] / predicted[i]) if predicted[i] else None,
+        )
+        for i, name in enumerate(classes)
+    ]
+    return sorted(rows, key=lambda row: (math.inf if row.recall is None else row.recall, row.name))
+
+
+def confused_pairs(classes: list[str], confusion: npt.NDArray[np.int64], most: int) -> list[ConfusedPair]:
+    """The pairs of classes with most mistakes, at most ``most`` of them, none with zero."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    images = confusion.sum(axis=1)
+    true, predicted = np.nonzero(wrong)
+    order = np.argsort(-wrong[true, predicted], kind="stable")[:most]
+    return [
+        ConfusedPair(classes[t], classes[p], int(wrong[t, p]), int(images[t]))
+        for t, p in zip(true[order].tolist(), predicted[order].tolist(), strict=True)
+    ]
