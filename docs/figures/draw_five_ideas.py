@@ -182,7 +182,7 @@ def details(y: float) -> list[str]:
         path(f"M882 {y + 28}V{y + 14}H992V{y + 24}", colour=COLOURS[5]),
         text(937, y + 46, "+ input", 15, fill=MUTED),
     ]
-    parts += [text(950, y + 151, "channels: 256 → 1024 → 1024 → 256 (stage 3)", 17)]
+    parts += [text(950, y + 151, "channels in stage 3: 256 → 1024 → 1024 → 256", 16)]
     return parts
 
 

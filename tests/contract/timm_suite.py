@@ -15,7 +15,25 @@ from types import ModuleType
 from typing import Any
 
 # tests that take a model name and nothing that depends on the model
-BY_NAME = ["test_model_forward", "test_model_backward", "test_model_forward_torchscript", "test_model_forward_features", "test_model_forward_intermediates_features", "test_model_forward_intermediates", "test_model_forward_fx", "test_model_backward_fx", "test_model_forward_fx_torchscript", "test_prune_intermediate_layers_contract", "test_prune_intermediate_layers_params_used", "test_feature_getter_stage_ends_torchscript", "test_features_only_feature_cls_class", "test_features_only_grad_checkpointing_backward", "test_forward_after_prune_intermediate_layers", "test_reset_classifier_keeps_pool", "test_model_forward_torchscript_with_features_fx"]
+BY_NAME = [
+    "test_model_forward",
+    "test_model_backward",
+    "test_model_forward_torchscript",
+    "test_model_forward_features",
+    "test_model_forward_intermediates_features",
+    "test_model_forward_intermediates",
+    "test_model_forward_fx",
+    "test_model_backward_fx",
+    "test_model_forward_fx_torchscript",
+    "test_prune_intermediate_layers_contract",
+    "test_prune_intermediate_layers_params_used",
+    "test_feature_getter_stage_ends_torchscript",
+    "test_features_only_feature_cls_class",
+    "test_features_only_grad_checkpointing_backward",
+    "test_forward_after_prune_intermediate_layers",
+    "test_reset_classifier_keeps_pool",
+    "test_model_forward_torchscript_with_features_fx",
+]
 # the same, once for each pretrained tag
 BY_TAG = ["test_model_default_cfgs"]
 # the same, for models with released weights

@@ -1,5 +1,6 @@
 """The table of commands. Light: command modules import torch only inside their functions."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -42,15 +43,16 @@ def _options(
         raise typer.Exit(2)
 
 
-for _name, _function in {
-    "sample-data": sample_data,
-    "train": train,
-    "eval": evaluate,
-    "predict": predict,
-    "info": info,
-    "models": models,
-    "recipes": recipes,
-    "convert": convert,
-    "doctor": doctor,
-}.items():
-    app.command(_name)(_function)
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "sample-data": (sample_data, "Write real photos to start with."),
+    "train": (train, "Train a classifier on your photos."),
+    "eval": (evaluate, "Measure a trained model on photos."),
+    "predict": (predict, "Name what is in images."),
+    "info": (info, "Show a model's layers and what they cost."),
+    "models": (models, "List the models."),
+    "recipes": (recipes, "List recipes, or show one."),
+    "convert": (convert, "Convert weights between files."),
+    "doctor": (doctor, "Check this machine and its packages."),
+}
+for _name, (_function, _summary) in _COMMANDS.items():
+    app.command(_name, short_help=_summary)(_function)

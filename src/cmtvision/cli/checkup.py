@@ -6,7 +6,6 @@ they do not.
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -97,7 +96,11 @@ def _probe() -> dict[str, Any]:
     """What torch and its neighbours say of themselves when imported in a process of their own."""
     try:
         child = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS
+            [sys.executable, "-W", "ignore", "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
         return {"torch": f"its import takes longer than {_PROBE_SECONDS} s"}
@@ -233,9 +236,5 @@ def _extras(versions: dict[str, str | None]) -> Iterator[Finding]:
     for extra in sorted({extra for extra in _EXTRAS.values() if extra}):
         lacking = [name for name, home in _EXTRAS.items() if home == extra and not versions[name]]
         if lacking:
-            text = (
-                f"extra '{extra}' is not complete: {', '.join(lacking)} missing; needed only for what it is named after"
-            )
+            text = f"extra '{extra}' is not complete: {', '.join(lacking)} missing; only its own commands need it"
             yield Finding("ok", text, f"pip install 'cmtvision[{extra}]'")
-    if sys.version_info < (3, 11):
-        yield Finding("broken", f"Python {platform.python_version()} is too old", "use Python 3.11 or newer")

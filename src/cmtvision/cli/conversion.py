@@ -34,7 +34,7 @@ def convert_weights(
     Args:
         source: .pth, .safetensors, Keras .h5, or a run folder.
         target: .safetensors or .pth; the latter holds {'model': weights}, as the released files do.
-        layout: 'official' or 'native' names and shapes; None is official for .pth where the network has it, else native.
+        layout: 'official' or 'native' names and shapes; None: official for .pth where there is one, else native.
         use_ema: prefer a training checkpoint's averaged weights.
         model: the network's name in timm; None recognises ours by their shapes.
 
@@ -46,13 +46,11 @@ def convert_weights(
     from cmtvision.weights.files import write_pth
 
     if target.suffix not in (".safetensors", *_PICKLES):
-        raise ConfigError(
-            f"{target}: cannot write {target.suffix or 'a file without suffix'}; name it .safetensors or .pth"
-        )
+        raise ConfigError(f"{target}: cannot write files of this kind; name it .safetensors or .pth")
     state = read_state_dict(source / "model.safetensors" if source.is_dir() else source, use_ema=use_ema)
     native = from_official(state) if is_official(state) else state
     name, parameters = _find_network(native, source, model)
-    official = layout == "official" or (layout is None and target.suffix in _PICKLES and _has_official_layout(name))
+    official = layout == "official" or (layout is None and target.suffix in _PICKLES and _has_official_layout(native))
     written = dict(to_official(native) if official else native)
     chosen = "official" if official else "native"
     if target.suffix == ".safetensors":
@@ -62,8 +60,11 @@ def convert_weights(
     return Converted(name, chosen, len(written), parameters)
 
 
-def _has_official_layout(name: str) -> bool:
-    return name.startswith("cmt_") and name != "cmt_ti_kecam"
+def _has_official_layout(state: StateDict) -> bool:
+    """One position bias a stage, over square grids: all that the released code knows."""
+    tables = [value for name, value in state.items() if name.endswith("position_bias.table")]
+    shared = "stages.0.position_bias.table" in state
+    return shared and all(table.ndim == 6 and table.shape[2] == table.shape[3] for table in tables)
 
 
 def _find_network(state: StateDict, source: Path, name: str | None) -> tuple[str, int]:

@@ -78,7 +78,10 @@ def quiet_libraries() -> None:
 
 def _usage_line(error: BaseException) -> str:
     message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
-    message = re.sub(r"[.!]$", "", message)
+    message = re.sub(r"[.!]$", "", message).replace(": Value error, ", ": ")
+    message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1?", message)
+    message = re.sub(r"\. Did you mean", "; did you mean", message)
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "cmtvision"
-    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"
+    end = "" if message.endswith("?") else ";"
+    return f"{message[:1].lower()}{message[1:]}{end} see `{command} --help`"

@@ -1,6 +1,6 @@
 """``cmtvision models``: the networks this package adds to timm."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def models(
             f"no model of ours matches {pattern!r}; ours: {', '.join(list_models())}. "
             "Any name of timm.list_models() works in train and info too"
         )
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names:
         model, input_size = build_shapes_only(name)
         whole = total(count(model, input_size))

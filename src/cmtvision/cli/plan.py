@@ -109,11 +109,12 @@ def _size(input_size: tuple[int, int, int]) -> str:
 def _steps(recipe: "Recipe", num_train: int) -> str:
     schedule, optim, train = recipe.schedule, recipe.optim, recipe.train
     epochs = schedule.epochs + schedule.cooldown_epochs
+    said = f"{epochs} epoch{'' if epochs == 1 else 's'}"
     warmup = f"warm-up {schedule.warmup_epochs:g}"
     if train.batch_size == "auto":
-        return f"{epochs} epochs ({warmup}), batch size chosen at the start, {optim.name} lr {optim.lr:g}"
+        return f"{said} ({warmup}), batch size chosen at the start, {optim.name} lr {optim.lr:g}"
     batch = min(train.batch_size, num_train)
     effective = batch * train.accumulate
     lr = optim.lr * (effective / optim.lr_base_batch if optim.lr_base_batch else 1)
     steps = -(-(num_train // batch) // train.accumulate) * epochs
-    return f"{epochs} epochs ({warmup}), {steps:,} steps of {effective}, {optim.name} lr up to {lr:.3g}"
+    return f"{said} ({warmup}), {steps:,} steps of {effective}, {optim.name} lr up to {lr:.3g}"

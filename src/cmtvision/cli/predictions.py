@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Top = list[tuple[str, float]]
 
 
-class BadImage(DataError):
+class BadImageError(DataError):
     """An image that could not be read; ``image`` is its name."""
 
     def __init__(self, image: str, reason: str) -> None:
@@ -36,7 +36,7 @@ class Outcome:
 class View(Protocol):
     """Something that shows outcomes."""
 
-    def add(self, outcome: "Outcome | BadImage") -> None:
+    def add(self, outcome: Outcome | BadImageError) -> None:
         """Show one."""
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class View(Protocol):
 
 def predict_each(
     predictor: "Predictor", first: Source, others: Iterator[Source], top: int, batch_size: int
-) -> Iterator["Outcome | BadImage"]:
+) -> Iterator[Outcome | BadImageError]:
     """Predict a stream of images, holding one batch of them; an unreadable one comes back as an error."""
     waiting: list[tuple[str, Any]] = []
     for source in chain([first], others):
@@ -56,7 +56,7 @@ def predict_each(
         except DataError as error:
             yield from _batch(predictor, waiting, top)
             waiting = []
-            yield BadImage(source.name, str(error))
+            yield BadImageError(source.name, str(error))
         if len(waiting) == batch_size:
             yield from _batch(predictor, waiting, top)
             waiting = []
@@ -79,7 +79,7 @@ def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int) -> 
 class TextRows:
     """A line an image: its name, then classes with their probabilities, best first."""
 
-    def add(self, outcome: "Outcome | BadImage") -> None:
+    def add(self, outcome: Outcome | BadImageError) -> None:
         """Print one line."""
         if isinstance(outcome, Outcome):
             classes = [f"{label} {probability:.1%}" for label, probability in outcome.top]
@@ -102,7 +102,7 @@ class CsvRows:
         more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
         self._writer.writerow(["image", "label", "probability", *more])
 
-    def add(self, outcome: "Outcome | BadImage") -> None:
+    def add(self, outcome: Outcome | BadImageError) -> None:
         """Print one row; where a model has fewer classes than were asked for, the last cells are empty."""
         if isinstance(outcome, Outcome):
             cells = [cell for label, probability in outcome.top for cell in (label, f"{probability:.6f}")]
@@ -120,7 +120,7 @@ class JsonDocument:
         self._separator = ""
         sys.stdout.write('{"predictions": [')
 
-    def add(self, outcome: "Outcome | BadImage") -> None:
+    def add(self, outcome: Outcome | BadImageError) -> None:
         """Write a prediction, or keep a failure for the end."""
         if not isinstance(outcome, Outcome):
             self._failed.append({"image": outcome.image, "error": str(outcome)})

@@ -75,6 +75,4 @@ def _from_stdin() -> Iterator[Source]:
             found = True
             yield Source(word, Path(word))
     if not found:
-        yield Source(
-            "standard input", DataError("standard input: empty; pipe in an image, or a list with a path a line")
-        )
+        yield Source("standard input", DataError("standard input: empty; pipe in an image, or one path a line"))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 
-def train(
+def train(  # noqa: PLR0917  # typer reads options from the signature
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or a CSV with path,label.")],
     model: Annotated[str | None, typer.Option("--model", help="cmt_nano, cmt_ti, ... or any of timm.")] = None,
     weights: Annotated[
@@ -64,7 +64,8 @@ def train(
         output.result_json(_as_json(finished, page, chosen))
         return
     evaluation = finished.evaluation
-    output.result(f"trained {chosen.model.name}: {finished.epochs} epochs in {output.duration(finished.seconds)}")
+    count = f"{finished.epochs} epoch{'' if finished.epochs == 1 else 's'}"
+    output.result(f"trained {chosen.model.name}: {count} in {output.duration(finished.seconds)}")
     if evaluation is not None:
         output.result(
             f"held-out accuracy: {evaluation.top1:.2%} ({evaluation.top1_correct}/{evaluation.num_images})"

@@ -75,6 +75,7 @@ class RunCallback(pl.Callback):
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "weights": None}
         self._restored_rng: dict[str, Any] | None = None
+        self._restored_part: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._stop_signal = ""
         self._old_handlers: dict[int, Any] = {}
@@ -92,6 +93,11 @@ class RunCallback(pl.Callback):
         self._begun = time.perf_counter()
         if self._restored_rng is not None:
             _set_rng(self._restored_rng)
+        if self._restored_part is not None and self.loader.consumed:  # in mid-epoch no epoch start will follow
+            part = self._restored_part
+            self._loss_sum = torch.tensor(part["loss_sum"], dtype=torch.float64, device=pl_module.device)
+            self._batches = part["batches"]
+            self._epoch_begun = time.perf_counter()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
@@ -164,7 +170,8 @@ class RunCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond weights and optimiser."""
-        return {"rows": self.rows, "seconds": self.seconds, "rng": _get_rng(), "best": self.best}
+        part = {"loss_sum": float(self._loss_sum) if self._loss_sum is not None else 0.0, "batches": self._batches}
+        return {"rows": self.rows, "seconds": self.seconds, "rng": _get_rng(), "best": self.best, "part": part}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on recording where the saved run stood."""
@@ -172,6 +179,7 @@ class RunCallback(pl.Callback):
         self._seconds_before = state_dict["seconds"]
         self._restored_rng = state_dict["rng"]
         self.best = state_dict["best"]
+        self._restored_part = state_dict["part"]
 
     def _keep_best(self, top1: float, epoch: int, network: nn.Module, trainer: pl.Trainer) -> None:
         if self.patience is None:

@@ -81,4 +81,6 @@ def _workers(data: DataSection) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        # a generator of its own: starting an iterator must not draw from the one that dropout uses
+        "generator": torch.Generator().manual_seed(0),
     }

@@ -68,13 +68,11 @@ def count(model: nn.Module, input_size: Sequence[int]) -> list[LayerCount]:
     finally:
         tally.detach()
     seen: set[int] = set()
-    rows = [
-        LayerCount(
-            name, tally.outputs.get(name, ()), _parameters(part, seen), tally.macs[name], tally.activations[name]
-        )
-        for name, part in parts.items()
-    ]
-    rows.append(LayerCount(OTHER, (), _parameters(shapes_only, seen), tally.macs[OTHER], tally.activations[OTHER]))
+    rows = []
+    # parameters are counted on the model itself: in the copy, what two parts shared has become two
+    for name, part in [*_parts(model), (OTHER, model)]:
+        params, shape = _parameters(part, seen), tally.outputs.get(name, ())
+        rows.append(LayerCount(name, shape, params, tally.macs[name], tally.activations[name]))
     return [row for row in rows if row.parameters or row.macs]
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from timm.layers import DropPath, LayerNorm2d
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from cmtvision.models.irffn import InvertedResidualFFN
 from cmtvision.models.lmhsa import LightweightAttention
 from cmtvision.models.lpu import LocalPerceptionUnit
 from cmtvision.models.padding import pad_to_multiple
+from cmtvision.models.recompute import recomputed
 
 
 class Block(nn.Module):
@@ -87,7 +87,7 @@ class Stage(nn.Module):
             bias = self.position_bias(x.shape[2], x.shape[3])  # (1, h, N, M)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, bias, use_reentrant=False)
+                x = recomputed(block, x, bias)
             else:
                 x = block(x, bias)
         return x

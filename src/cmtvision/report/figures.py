@@ -95,7 +95,9 @@ def _draw(title: str, drawn: list[tuple[Curve, list[float], list[float]]], prefi
             label=line.name,
         )  # fmt: skip
     axes.set_xlabel("epoch", color=ink)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    if max(len(xs) for _, xs, _ in drawn) == 1:
+        axes.set_xlim(drawn[0][1][0] - 1, drawn[0][1][0] + 1)
     if drawn[0][0].column == "lr":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes.yaxis.get_offset_text().set_color(ink)

@@ -67,7 +67,7 @@ _NO_ROOM = "Sample predictions were left out to keep the page small."
 
 def _render(run: RunFolder, predictor: Predictor, samples: Samples) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, shorten=_shorten)
+    environment.filters.update(percent=_percent, shorten=_shorten, middle=_shorten_middle)
     template = environment.from_string(
         resources.files("cmtvision.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     )
@@ -170,3 +170,9 @@ def _percent(share: float | None, digits: int = 1) -> str:
 
 def _shorten(text: str, length: int = MAX_NAME) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _shorten_middle(text: str, length: int) -> str:
+    """Shorten in the middle: names of classes often differ at their end only."""
+    head = length * 3 // 5
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"

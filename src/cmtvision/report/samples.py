@@ -24,7 +24,7 @@ from cmtvision.errors import DataError
 from cmtvision.report.run_folder import RunFolder, SplitRow
 
 MAX_PHOTOS = 2000
-MAX_SECONDS = 60.0
+MAX_SECONDS = 20.0
 THUMBNAIL = 104  # pixels, the longer side
 _BATCH = 64
 

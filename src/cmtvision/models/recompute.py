@@ -1,0 +1,41 @@
+"""Activation checkpointing that leaves BatchNorm's running statistics as one forward pass would.
+
+A checkpointed block runs twice, once forward and once more in the backward pass. BatchNorm would count its batch twice
+(PyTorch's own checkpoint lets it), so that a run with checkpointing would end with other statistics than one without.
+In the second run the momentum is zero here.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(block: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``block(x, bias)``, keeping no activations inside it: (B, dim, H, W) -> (B, dim, H, W)."""
+    if torch.compiler.is_compiling():  # the compiler recomputes values only, never the update of a buffer
+        out: torch.Tensor = checkpoint(block, x, bias, use_reentrant=False)
+        return out
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_statistics(block)
+
+    out = checkpoint(block, x, bias, use_reentrant=False, context_fn=contexts)
+    return out
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

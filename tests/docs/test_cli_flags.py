@@ -1,0 +1,45 @@
+"""The command line is a promise: commands, arguments and flags change only together with this list and CHANGELOG."""
+
+import typer
+
+from cmtvision.cli.app import app
+
+FROZEN = {
+    "sample-data": ["directory", "--full", "--overwrite", "--json"],
+    "train": [
+        "data", "--model", "--weights", "--recipe", "--set", "--out", "--epochs", "--batch-size", "--device", "--seed",
+        "--resume", "--overwrite", "--json",
+    ],
+    "eval": ["run", "data", "--split", "--batch-size", "--device", "--json", "--csv", "--overwrite"],
+    "predict": ["run", "images", "--top", "--batch-size", "--device", "--json", "--csv"],
+    "info": ["model", "--img-size", "--num-classes", "--json"],
+    "models": ["pattern", "--json"],
+    "recipes": ["name", "--json"],
+    "convert": ["source", "target", "--to", "--ema", "--no-ema", "--model", "--overwrite", "--json"],
+    "doctor": ["--json"],
+}  # fmt: skip
+GLOBAL = ["--version", "--debug"]
+
+
+def flags(command):
+    names = []
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            names.append(parameter.name)
+        else:
+            names += [*parameter.opts, *parameter.secondary_opts]
+    return [name for name in names if name not in ("--help", "-h")]
+
+
+def test_commands_and_flags_are_the_frozen_ones():
+    root = typer.main.get_command(app)
+    assert {name: flags(command) for name, command in root.commands.items()} == FROZEN
+    assert flags(root) == GLOBAL
+
+
+def test_every_command_and_option_explains_itself():
+    root = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"

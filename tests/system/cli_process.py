@@ -1,0 +1,46 @@
+"""Runs the command as a user does: a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+
+ERROR = "error: "
+
+
+def command_line(*words):
+    return [sys.executable, "-m", "cmtvision", *map(str, words)]
+
+
+def run_cli(*words, cwd, stdin=None, file_limit=None, env=None, timeout=400):
+    """Run ``cmtvision words`` in a folder; ``stdin`` is bytes, ``file_limit`` the largest file it may write."""
+
+    def limit():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    done = subprocess.run(
+        command_line(*words),
+        cwd=cwd,
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        preexec_fn=limit if file_limit is not None else None,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **(env or {})},
+        timeout=timeout,
+        check=False,
+    )
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
+
+
+def assert_one_error(done, *patterns):
+    """Exit code 2, nothing on stdout, no traceback, exactly one error line, and in it every pattern."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith(ERROR)]
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == errors[0], done.stderr
+    for pattern in patterns:
+        assert re.search(pattern, errors[0]), f"{pattern!r} is not in {errors[0]!r}"
