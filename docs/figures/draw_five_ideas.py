@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001, RUF007, PLR0917
+# ruff: noqa: E501, RUF001, RUF007
 """Draw five-ideas.svg: the way of a photo through CMT-S, with the paper's five ideas numbered.
 
     python docs/figures/draw_five_ideas.py

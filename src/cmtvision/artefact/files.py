@@ -82,7 +82,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}; free some space or choose --out") from error
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror}; free some space or choose --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

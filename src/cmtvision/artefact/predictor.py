@@ -40,7 +40,7 @@ class Predictor:
         self.classes = artefact.classes
         self.preprocess = artefact.preprocess
         self.device = torch.device(pick_device(device))
-        self._model = artefact.model.eval().to(self.device, memory_format=torch.channels_last)
+        self._model = artefact.model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     def logits(self, images: Sequence[ImageSource]) -> torch.Tensor:
         """Logits (len(images), classes), float32, on the CPU, of one batch.
@@ -92,7 +92,7 @@ def pick_device(wanted: str) -> str:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available.get(wanted.split(":")[0], False):
+    if not available.get(wanted.partition(":")[0], False):
         here = ", ".join(name for name, present in available.items() if present)
         raise ConfigError(f"device {wanted!r}: not available, this machine has {here}")
     return wanted

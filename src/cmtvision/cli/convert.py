@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 
-def convert(  # noqa: PLR0917  # typer reads options from the signature
+def convert(  # typer reads options from the signature
     source: Annotated[Path, typer.Argument(metavar="IN", help=".pth, .safetensors, Keras .h5, or a run folder.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".safetensors, or .pth.")],
     to: Annotated[

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _MATRIX_CLASSES = 20
 
 
-def evaluate(  # noqa: PLR0917  # typer reads options from the signature
+def evaluate(  # typer reads options from the signature
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or a CSV with path,label.")],
     split: Annotated[Literal["val", "train", "all"], typer.Option("--split", help="Which photos.")] = "val",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 
-def predict(  # noqa: PLR0917  # typer reads options from the signature
+def predict(  # typer reads options from the signature
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
     images: Annotated[
         list[str],

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 
-def train(  # noqa: PLR0917  # typer reads options from the signature
+def train(  # typer reads options from the signature
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or a CSV with path,label.")],
     model: Annotated[str | None, typer.Option("--model", help="cmt_nano, cmt_ti, ... or any of timm.")] = None,
     weights: Annotated[

@@ -80,7 +80,7 @@ class TrainTransform:
                 "augment.random_resized_crop=false augment.auto_augment=null augment.color_jitter=null"
             )
         self._random_crop, self._pixel_changes = self._from_timm()
-        self._erase = RandomErasing(augment.random_erasing, mode="pixel", max_count=1, device="cpu")  # type: ignore[no-untyped-call]
+        self._erase = RandomErasing(augment.random_erasing, mode="pixel", max_count=1, device="cpu")
 
     def __call__(self, image: ImageSource) -> torch.Tensor:
         """An image as a float32 tensor (C, H, W), changed by the global generators (see ``keyed_rng``)."""
@@ -179,7 +179,7 @@ class Mixer(Mixup):
         if not (self.off_epoch and epoch >= self.off_epoch):
             with keyed_rng(seed, epoch, -1 - step):
                 factor = self._mix_batch(images)  # type: ignore[no-untyped-call]
-        soft = mixup_target(labels, self.num_classes, factor, self.label_smoothing)  # type: ignore[no-untyped-call]
+        soft = mixup_target(labels, self.num_classes, factor, self.label_smoothing)
         return images, soft
 
 

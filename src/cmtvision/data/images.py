@@ -57,9 +57,9 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
         self.training = not isinstance(transform, Preprocess) if training is None else training
         self.max_pixels, self.max_bytes = max_pixels, max_bytes
         # In shared memory, so that workers that live on see a new epoch, and the main process what they could not read.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._failed: torch.Tensor = torch.zeros(len(self.samples), dtype=torch.bool)
-        self._failed.share_memory_()  # type: ignore[no-untyped-call]
+        self._failed.share_memory_()
         self._prepare = getattr(transform, "prepare", None)
         self._finish = getattr(transform, "finish", None) if self._prepare is not None else None
         self._random = not isinstance(transform, Preprocess)

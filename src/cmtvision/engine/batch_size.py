@@ -19,7 +19,7 @@ def largest_batch(model: nn.Module, input_size: tuple[int, int, int], device: to
     """
     per_image = _kept_bytes(model, input_size, device)
     limit = min(LARGEST, max(1, num_train // 10), int(SHARE_OF_MEMORY * _free_bytes(device) / per_image))
-    return 2 ** (max(2, limit).bit_length() - 1)
+    return int(2 ** (max(2, limit).bit_length() - 1))
 
 
 def _kept_bytes(model: nn.Module, input_size: tuple[int, int, int], device: torch.device, batch: int = 2) -> int:

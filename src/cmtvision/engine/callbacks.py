@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: the held-out figures, metrics.csv, checkpoints, and a clean stop on Ctrl-C."""
+"""What happens around the steps of a run: held-out figures, metrics.csv, checkpoints, and a clean stop on Ctrl-C."""
 
 import csv
 import io
@@ -31,11 +31,11 @@ _COLUMNS = (
 _CHECK_EVERY = 20  # batches between looks at the loss: each look waits for the device
 
 
-class TrainingInterrupted(CmtvisionError):
+class TrainingInterrupted(CmtvisionError):  # noqa: N818
     """Training was stopped by a signal after its state was saved; the message says how to go on."""
 
 
-class TrainingDiverged(CmtvisionError):
+class TrainingDiverged(CmtvisionError):  # noqa: N818
     """The loss is no longer a number; the last good checkpoint was kept."""
 
 
@@ -109,9 +109,7 @@ class RunCallback(pl.Callback):
         self._epoch_begun = time.perf_counter()
         self._loss_sum, self._batches, self._photos = None, 0, 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, look for a loss that is no number, and stop where asked to."""
         photos = len(batch[0])
         self.loader.consumed += photos
@@ -217,7 +215,7 @@ def metrics_csv(rows: list[dict[str, Any]]) -> str:
 
 def _get_rng() -> dict[str, Any]:
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

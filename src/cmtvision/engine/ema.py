@@ -30,9 +30,7 @@ class EmaCallback(pl.Callback):
         """Follow the network to its device."""
         self.ema.to(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average once for each optimiser step, not for each accumulated batch."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step

@@ -131,11 +131,9 @@ def evaluate(
         DataError: the data cannot be used, or has classes that the model does not know.
     """
     predictor = model if isinstance(model, Predictor) else load(model)
-    index = _run_split(model, data) if not isinstance(model, Predictor) else None
-    if index is None:
-        index = read_dataset(data, val_fraction=0, classes=predictor.classes)
-    else:
-        index = read_dataset(index[0], root=index[1], classes=predictor.classes, val_fraction=0)
+    chosen_by_run = None if isinstance(model, Predictor) else _run_split(model, data)
+    source, root = chosen_by_run or (Path(data), None)
+    index = read_dataset(source, root=root, classes=predictor.classes, val_fraction=0)
     samples, chosen = _choose(index, split)
     section = DataSection(workers=workers if workers is not None else DataSection().workers)
     return evaluate_samples(predictor, samples, section, batch_size, chosen, index.skipped, progress)

@@ -1,7 +1,7 @@
 """Training, from a recipe and a folder of photos to a run folder.
 
-The run folder: recipe.yaml (resolved), run.json, split.csv, skipped.csv, checkpoints/last.ckpt (to resume), metrics.csv,
-TensorBoard events, and at the end model.safetensors, model.json and evaluation.json.
+The run folder: recipe.yaml (resolved), run.json, split.csv, skipped.csv, checkpoints/last.ckpt (to resume),
+metrics.csv, TensorBoard events, and at the end model.safetensors, model.json and evaluation.json.
 """
 
 import csv
@@ -214,9 +214,7 @@ def _finish(
         ),
     )
     row = record.rows[-1] if record.rows else {}
-    return FitResult(
-        out, row, evaluation, index.skipped, loader.photos.failures, record.seconds, epochs
-    )
+    return FitResult(out, row, evaluation, index.skipped, loader.photos.failures, record.seconds, epochs)
 
 
 def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
@@ -262,15 +260,16 @@ def _write_beginning(out: Path, recipe: Recipe, data: str | Path, index: Dataset
 
 
 def _batch_size(recipe: Recipe, built: BuiltModel, device: torch.device, num_train: int) -> int:
-    wanted = recipe.train.batch_size
-    if wanted == "auto":
+    asked = recipe.train.batch_size
+    if asked == "auto":
         model = built.model.to(device).train()
         size = (built.preprocess.channels, *built.preprocess.size)
-        wanted = largest_batch(model, size, device, num_train)
-    if wanted > num_train:
-        wanted = num_train
+        asked = largest_batch(model, size, device, num_train)
+    wanted = min(asked, num_train)
     if wanted < 2:
-        raise ConfigError(f"{num_train} training photo(s), batch size {wanted}: batch norm needs at least two at a time")
+        raise ConfigError(
+            f"{num_train} training photo(s), batch size {wanted}: batch norm needs at least two at a time"
+        )
     return wanted
 
 

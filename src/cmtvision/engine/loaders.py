@@ -68,9 +68,7 @@ def eval_loader(
     samples: Sequence[Sample], preprocess: Preprocess, data: DataSection, batch_size: int, cache: bool = False
 ) -> DataLoader[Batch]:
     """The loader of photos as evaluation sees them: preprocessed, in order, every one of them."""
-    dataset = ImageDataset(
-        samples, preprocess, cache=cache, max_pixels=data.max_pixels, max_bytes=data.max_bytes
-    )
+    dataset = ImageDataset(samples, preprocess, cache=cache, max_pixels=data.max_pixels, max_bytes=data.max_bytes)
     return DataLoader(dataset, batch_size=batch_size, shuffle=False, **_workers(data))  # type: ignore[arg-type]
 
 

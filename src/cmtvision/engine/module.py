@@ -56,7 +56,7 @@ class TrainingModule(pl.LightningModule):
             return F.cross_entropy(self(images).float(), targets)
         return F.cross_entropy(self(images).float(), labels, label_smoothing=self.recipe.augment.label_smoothing)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The recipe's optimiser, without weight decay on biases and norms, and its learning-rate schedule."""
         optim, schedule = self.recipe.optim, self.recipe.schedule
         kwargs: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps} if "adam" in optim.name else {}

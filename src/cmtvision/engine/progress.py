@@ -41,9 +41,7 @@ class ProgressView:
         """One batch: epoch number from 0, its loss, images per second."""
         if self._bar is not None and self._task is not None:
             state = f"loss {loss:.3f}  {rate:,.0f} images/s"
-            self._bar.update(
-                self._task, advance=1, state=state, description=f"epoch {epoch + 1}/{self._total_epochs}"
-            )
+            self._bar.update(self._task, advance=1, state=state, description=f"epoch {epoch + 1}/{self._total_epochs}")
 
     def epoch(self, row: dict[str, Any], left: float) -> None:
         """One finished epoch: its row of metrics.csv and the seconds left."""

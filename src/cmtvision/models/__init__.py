@@ -25,7 +25,7 @@ def create_model(name: str, **kwargs: Any) -> Any:
     Raises:
         ConfigError: an unknown name, or an argument the model does not take.
     """
-    base = name.split(".")[0]
+    base = name.partition(".")[0]
     if "/" not in name and not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(base):
         from difflib import get_close_matches
 

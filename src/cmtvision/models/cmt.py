@@ -133,7 +133,7 @@ class CMT(nn.Module):
             for i, dim in enumerate(dims)
         ]
         kv_norm_layer = nn.BatchNorm2d if kv_norm == "batch" else partial(LayerNorm2d, eps=block_norm_eps)
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        drop_path_rates = _drop_path_rates(drop_path_rate, depths)
 
         self.stem = Stem(in_chans, stem_width, **dd)
         stages = []
@@ -201,7 +201,7 @@ class CMT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only the maps between blocks and recompute the rest in the backward pass."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -277,7 +277,7 @@ class CMT(nn.Module):
         self._check_size(x)
         intermediates: list[torch.Tensor] = []
         x = self.stem(x)
-        if torch.jit.is_scripting() or not stop_early:  # a scripted Sequential cannot be sliced
+        if torch.jit.is_scripting() or not stop_early:  # noqa: SIM108  # a scripted Sequential cannot be sliced
             stages = self.stages
         else:
             stages = self.stages[: max_index + 1]
@@ -307,7 +307,7 @@ class CMT(nn.Module):
         self.stages = self.stages[: max_index + 1]
         if prune_final:
             self.final = nn.Identity()
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]  # type: ignore[assignment]
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
             self.reset_classifier(0, "")
         kept: list[int] = take_indices
         return kept
@@ -347,6 +347,12 @@ def _stage_grids(img_size: Grid) -> list[Grid]:
         height, width = -(-height // 2), -(-width // 2)
         grids.append((height, width))
     return grids
+
+
+def _drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Drop-path rates of all blocks, stage by stage: linear from 0 in the first block to rate in the last."""
+    rates: list[list[float]] = calculate_drop_path_rates(rate, list(depths), stagewise=True)  # type: ignore[assignment]
+    return rates
 
 
 def _bias_maker(rel_pos: str, num_heads: int, grid: Grid, kv_stride: int, **dd: Any) -> Callable[[], nn.Module]:

@@ -87,7 +87,7 @@ def total(rows: Sequence[LayerCount]) -> LayerCount:
     )
 
 
-class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Tally(TorchDispatchMode):
     """Adds up what every operation costs, for the part that is running."""
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:

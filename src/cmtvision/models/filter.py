@@ -93,7 +93,8 @@ def _check_fit(state: StateDict, target: Mapping[str, torch.Tensor], source: str
     hint = f"; it looks like {theirs}" if theirs else "; check the model's name"
     if wrong:
         name = wrong[0]
-        what = f"{len(wrong)} tensors have other shapes ({name}: {tuple(state[name].shape)} not {tuple(target[name].shape)})"
+        shapes = f"{tuple(state[name].shape)} not {tuple(target[name].shape)}"
+        what = f"{len(wrong)} tensors have other shapes ({name}: {shapes})"
     elif missing:
         what = f"{len(missing)} tensors are missing (first: {missing[0]})"
     else:

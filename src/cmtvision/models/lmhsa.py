@@ -71,13 +71,13 @@ class PositionBias(nn.Module):
 
     def forward(self, height: int, width: int) -> torch.Tensor:
         """The bias (1, h, N, M) for a grid of height x width queries."""
-        table = self.table
+        table: torch.Tensor = self.table
         key_height, key_width = -(-height // self.kv_stride), -(-width // self.kv_stride)
         if torch.jit.is_scripting():
             resample = table.shape[2] != height or table.shape[3] != width
         else:
             # an exporter with a dynamic size sees symbols here: deciding on them would freeze the size
-            symbolic = isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
+            symbolic = not (type(height) is int and type(width) is int)
             resample = symbolic or table.shape[2] != height or table.shape[3] != width
         if resample:
             table = resample_bias_grid(table, height, width, key_height, key_width)
@@ -104,7 +104,7 @@ class LightweightAttention(nn.Module):
         proj_drop_rate: dropout of the output.
     """
 
-    fused_attn: Final[bool]  # type: ignore[misc]
+    fused_attn: Final[bool]
 
     def __init__(
         self,
@@ -129,12 +129,11 @@ class LightweightAttention(nn.Module):
         self.kv_stride = kv_stride
         self.fused_attn = use_fused_attn()
         self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.kv_conv: nn.Module = nn.Identity()
+        self.kv_norm: nn.Module = nn.Identity()
         if kv_stride > 1:
             self.kv_conv = nn.Conv2d(dim, dim, kv_stride, stride=kv_stride, groups=dim, bias=qkv_bias, **dd)
             self.kv_norm = kv_norm(dim, **dd)
-        else:
-            self.kv_conv = nn.Identity()
-            self.kv_norm = nn.Identity()
         self.k = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.position_bias = position_bias

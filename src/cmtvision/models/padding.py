@@ -16,7 +16,7 @@ def pad_to_multiple(x: torch.Tensor, k: int) -> torch.Tensor:
     if torch.jit.is_scripting():
         return F.pad(x, [0, pad_w, 0, pad_h]) if pad_h > 0 or pad_w > 0 else x
     # an exporter with a dynamic size sees symbols here: deciding on them would freeze the size
-    symbolic = isinstance(pad_h, torch.SymInt) or isinstance(pad_w, torch.SymInt)
+    symbolic = not (type(pad_h) is int and type(pad_w) is int)
     return F.pad(x, (0, pad_w, 0, pad_h)) if symbolic or pad_h > 0 or pad_w > 0 else x
 
 

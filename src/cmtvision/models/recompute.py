@@ -16,14 +16,12 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(block: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """``block(x, bias)``, keeping no activations inside it: (B, dim, H, W) -> (B, dim, H, W)."""
     if torch.compiler.is_compiling():  # the compiler recomputes values only, never the update of a buffer
-        out: torch.Tensor = checkpoint(block, x, bias, use_reentrant=False)
-        return out
+        return checkpoint(block, x, bias, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _frozen_statistics(block)
 
-    out = checkpoint(block, x, bias, use_reentrant=False, context_fn=contexts)
-    return out
+    return checkpoint(block, x, bias, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

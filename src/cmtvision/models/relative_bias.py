@@ -48,7 +48,7 @@ class RelativePositionBias(nn.Module):
         """Set the table to zero."""
         nn.init.zeros_(self.table)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grid(self, grid: Grid) -> None:
         """Resample the table in place for another grid of queries; dtype, device and requires_grad are kept."""
         resampled = resample_offsets(self.table.detach(), 2 * grid[0] - 1, 2 * grid[1] - 1)
@@ -58,7 +58,7 @@ class RelativePositionBias(nn.Module):
         """The bias (1, h, N, M) for a grid of height x width queries."""
         table: torch.Tensor = self.table
         rows, columns = 2 * height - 1, 2 * width - 1
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if torch.jit.is_scripting():
             resample = table.shape[1] != rows or table.shape[2] != columns
         else:
             # an exporter with a dynamic size sees symbols here: deciding on them would freeze the size

@@ -62,8 +62,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) -> map (B, dim, H/2, W/2)."""
-        x = self.norm(self.conv(pad_to_multiple(x, 2)))
-        return x
+        return self.norm(self.conv(pad_to_multiple(x, 2)))
 
 
 class Stage(nn.Module):

@@ -69,8 +69,12 @@ def pick_weights(checkpoint: Any, use_ema: bool, source: str) -> StateDict:
                 return pick_weights(inner, use_ema, source)
         if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
             return {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
-    found = ", ".join(sorted(map(str, checkpoint))[:6]) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-    raise CheckpointError(f"{source}: holds no model weights (found: {found}); expected a state dict or a 'model' entry")
+    found = (
+        ", ".join(sorted(map(str, checkpoint))[:6]) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+    )
+    raise CheckpointError(
+        f"{source}: holds no model weights (found: {found}); expected a state dict or a 'model' entry"
+    )
 
 
 def write_safetensors(state_dict: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
@@ -109,7 +113,9 @@ def atomic_write(path: Path, write: Any) -> None:
         Path(temporary).chmod(0o666 & ~umask)
         os.replace(temporary, path)  # noqa: PTH105
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {_reason(error)}; free some space or choose --out") from error
+        raise CheckpointError(
+            f"{path}: cannot be written: {_reason(error)}; free some space or choose --out"
+        ) from error
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -126,7 +132,9 @@ def _read_safetensors(path: Path) -> StateDict:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({_reason(error)}); fetch or write it anew") from error
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({_reason(error)}); fetch or write it anew"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -140,4 +148,6 @@ def _read_pickle(path: Path) -> Any:
                 f"{path}: refused, it would run {refused[1]} when read; a checkpoint may hold tensors and plain "
                 "containers only. Ask its author for safetensors"
             ) from None
-        raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)}); fetch or write it anew") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({_reason(error)}); fetch or write it anew"
+        ) from error
