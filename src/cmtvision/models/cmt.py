@@ -388,7 +388,6 @@ def _cfg(variant: str, **kwargs: Any) -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.conv1",
         "classifier": "head",
-        "license": "apache-2.0",
         "origin_url": "https://github.com/ggjy/CMT.pytorch",
         "paper_name": "CMT: Convolutional Neural Networks Meet Vision Transformers",
         "paper_ids": "arXiv:2107.06263",

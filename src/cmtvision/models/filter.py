@@ -59,7 +59,8 @@ def _fit_bias(state: StateDict, target: Mapping[str, torch.Tensor], rel_pos: str
         table = tables.get(name, tables.get(stage_name))
         if table is None:
             raise CheckpointError(
-                f"{source}: its position bias is one per block, the model's is {rel_pos!r}; create it with rel_pos='block'"
+                f"{source}: its position bias is one per block, the model's is {rel_pos!r}; "
+                "create the model with rel_pos='block'"
             )
         if table.ndim != wanted.ndim or _heads(table) != _heads(wanted):
             raise CheckpointError(

@@ -1,0 +1,96 @@
+"""Write the README's tables from the records: python benchmarks/tables.py [--check].
+
+A table stands between <!-- table:NAME --> and <!-- /table --> and is replaced whole; --check only says whether the
+README is fresh (exit code 1 if not).
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+README = ROOT / "README.md"
+
+
+def record(name: str) -> dict[str, Any]:
+    return dict(json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def models() -> str:
+    """The networks: size, cost, published accuracy, and what this machine measured."""
+    speed = record("speed-cpu")
+    threads = speed["threads"]
+    lines = [
+        f"| Model | Input | Parameters | GMACs | ImageNet top-1 in the paper | Images/s here, batch 1 / 8 ({threads} cores) |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = {row["name"]: row for row in record("models")["models"]}
+    for name in ("cmt_nano", "cmt_ti", "cmt_xs", "cmt_s", "cmt_b", "cmt_ti_kecam"):
+        row = rows[name]
+        top1 = f"{row['paper_top1']:.1f}%" if row["paper_top1"] else "-"
+        side = row["input_size"][-1]
+        rates = "-"
+        if name in speed["inference"]:
+            measured = speed["inference"][name]
+            layouts = ("nchw", "channels_last")
+            best = [max(measured[f"{layout} batch {batch}"]["median"] for layout in layouts) for batch in (1, 8)]
+            rates = " / ".join(f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" for rate in best)
+        lines.append(f"| `{name}` | {side} | {row['parameters']:,} | {row['gmacs']:.3f} | {top1} | {rates} |")
+    return "\n".join(lines)
+
+
+def runs() -> str:
+    """Trained here: what a recipe gave."""
+    lines = ["| Recipe | Trained on | Tested on | Correct | Top-1 | Training time |", "|---|---|---|---|---|---|"]
+    for name in ("run-demo", "run-fashion_mnist"):
+        run = record(name)
+        result = run["evaluation"]
+        minutes = run["train_seconds"] / 60
+        lines.append(
+            f"| `{run['recipe']['name']}` (`{run['architecture']}`) | {run['train_images']:,} photos | "
+            f"{result['num_images']:,} photos | {result['top1_correct']:,} | {result['top1']:.2%} | {minutes:.1f} min |"
+        )
+    return "\n".join(lines)
+
+
+def hardware() -> str:
+    """Where the figures were measured."""
+    speed = record("speed-cpu")
+    versions = speed["versions"]
+    return (
+        f"Measured on {speed['hardware']['processor']}, {speed['hardware']['cores']} cores, no GPU; torch "
+        f"{versions['torch']}, timm {versions['timm']}; {speed['date']}."
+    )
+
+
+TABLES = {"models": models, "runs": runs, "hardware": hardware}
+
+
+def fresh(text: str) -> str:
+    """The README's text with every table written anew."""
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"<!-- table:{name} -->\n.*?\n<!-- /table -->", re.DOTALL)
+        place = pattern.search(text)
+        if place is None:
+            raise SystemExit(f"README.md has no table:{name}")
+        before, after = place.span()
+        text = f"{text[:before]}<!-- table:{name} -->\n{table()}\n<!-- /table -->{text[after:]}"
+    return text
+
+
+def main() -> int:
+    text = README.read_text(encoding="utf-8")
+    wanted = fresh(text)
+    if "--check" in sys.argv:
+        if text != wanted:
+            print("README.md: tables are stale; run python benchmarks/tables.py")
+        return int(text != wanted)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
