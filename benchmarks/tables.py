@@ -24,7 +24,7 @@ def models() -> str:
     speed = record("speed-cpu")
     threads = speed["threads"]
     lines = [
-        f"| Model | Input | Parameters | GMACs | ImageNet top-1 in the paper | Images/s here, batch 1 / 8 ({threads} cores) |",
+        f"| Model | Input | Parameters | GMACs | ImageNet top-1 (paper) | Images/s, batch 1 / 8, {threads} cores |",
         "|---|---|---|---|---|---|",
     ]
     rows = {row["name"]: row for row in record("models")["models"]}

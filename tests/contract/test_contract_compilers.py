@@ -71,10 +71,11 @@ def test_compile_in_one_graph(name: str) -> None:
 
 
 def test_compiled_model_sees_a_second_size() -> None:
+    """One graph a size: with dynamic=True or left to itself, torch.compile works too but reasons for a minute."""
     torch.compiler.reset()
     model = build("cmt_nano")
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    for size in ((32, 32), (64, 32), (96, 64), (50, 75)):
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    for size in ((32, 32), (64, 32), (50, 75)):
         agree(compiled(images(model, size)), model(images(model, size)))
 
 

@@ -44,27 +44,6 @@ def resample_bias_grid(table: torch.Tensor, height: int, width: int, key_height:
     return x.reshape(1, num_heads, height, width, key_height, key_width).to(table.dtype)
 
 
-def bicubic_matrix(size: int, new_size: int, device: torch.device) -> torch.Tensor:
-    """Bicubic resampling of a line of ``size`` values to ``new_size`` as a matrix (new_size, size), float32.
-
-    The same rule as F.interpolate (A = -0.75, centres aligned by halves, border repeated), without a branch on sizes.
-    """
-    a = -0.75
-    position = (torch.arange(new_size, device=device, dtype=torch.float32) + 0.5) * (size / new_size) - 0.5
-    first = position.floor()
-    t = (position - first).unsqueeze(1)  # (new_size, 1)
-    cells = torch.arange(size, device=device)
-    matrix = torch.zeros(1, device=device)
-    for tap, distance in ((-1, t + 1), (0, t), (1, 1 - t), (2, 2 - t)):
-        if tap in (0, 1):
-            weight = ((a + 2) * distance - (a + 3)) * distance * distance + 1
-        else:
-            weight = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-        cell = (first + tap).clamp(0, size - 1).unsqueeze(1)
-        matrix = matrix + weight * (cell == cells)
-    return matrix  # (new_size, size)
-
-
 class PositionBias(nn.Module):
     """B of the attention, for one grid of queries and its grid of keys; called with another grid it resamples.
 
@@ -93,7 +72,7 @@ class PositionBias(nn.Module):
     def forward(self, height: int, width: int) -> torch.Tensor:
         """The bias (1, h, N, M) for a grid of height x width queries."""
         table: torch.Tensor = self.table
-        key_height, key_width = -(-height // self.kv_stride), -(-width // self.kv_stride)
+        key_height, key_width = (height - 1) // self.kv_stride + 1, (width - 1) // self.kv_stride + 1
         if torch.jit.is_scripting():
             resample = table.shape[2] != height or table.shape[3] != width
         else:
@@ -103,20 +82,6 @@ class PositionBias(nn.Module):
         if resample:
             table = resample_bias_grid(table, height, width, key_height, key_width)
         return table.reshape(1, table.shape[1], height * width, key_height * key_width)  # (1, h, N, M)
-
-    @torch.jit.ignore
-    def _resampled_for_export(self, height: int, width: int, key_height: int, key_width: int) -> torch.Tensor:
-        """The bias (1, h, N, M) for a size that an exporter or compiler knows by symbols only.
-
-        Deciding on a symbol would freeze the size, and F.interpolate asks minutes of algebra of the compiler; four
-        small matrix products give the same.
-        """
-        x = self.table[0].float()  # (h, Hq, Wq, Hk, Wk)
-        for new_size in (height, width, key_height, key_width):
-            # resample the first grid axis and turn it to the end: after four turns each is back in its place
-            matrix = bicubic_matrix(x.shape[1], new_size, x.device)
-            x = torch.tensordot(x, matrix, dims=([1], [1]))
-        return x.reshape(1, x.shape[0], height * width, key_height * key_width).to(self.table.dtype)
 
 
 register_notrace_module(PositionBias)

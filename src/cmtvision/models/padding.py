@@ -15,9 +15,11 @@ def pad_to_multiple(x: torch.Tensor, k: int) -> torch.Tensor:
     pad_w = (-x.shape[3]) % k
     if torch.jit.is_scripting():
         return F.pad(x, [0, pad_w, 0, pad_h]) if pad_h > 0 or pad_w > 0 else x
-    # an exporter with a dynamic size sees symbols here: deciding on them would freeze the size
-    symbolic = not (type(pad_h) is int and type(pad_w) is int)
-    return F.pad(x, (0, pad_w, 0, pad_h)) if symbolic or pad_h > 0 or pad_w > 0 else x
+    if type(pad_h) is int and type(pad_w) is int:
+        return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h > 0 or pad_w > 0 else x
+    # An exporter with a dynamic size sees symbols here: deciding on them would freeze the size. A stride of k leaves
+    # unused what is padded too much, and a plain k - 1 keeps the exporter's algebra of sizes to seconds, not minutes.
+    return F.pad(x, (0, k - 1, 0, k - 1))
 
 
 register_notrace_function(pad_to_multiple)

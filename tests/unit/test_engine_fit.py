@@ -1,0 +1,222 @@
+"""Training into a run folder: what is written, what is refused, and that a resumed run ends where it would have."""
+
+import csv
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+import yaml
+from engine_photos import CLASSES, TINY, write_photos
+
+import cmtvision
+from cmtvision.engine import TrainingInterrupted, fit
+from cmtvision.engine.callbacks import TrainingDiverged
+from cmtvision.errors import CheckpointError, ConfigError, DataError
+from cmtvision.recipe import load_recipe
+from cmtvision.weights import read_state_dict
+
+RANDOM = ("augment.mixup=0.2", "augment.random_erasing=0.2", "model.drop_path_rate=0.2", "model.drop_rate=0.2")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos") / "shapes")
+
+
+def recipe(*overrides):
+    return load_recipe("demo", [*TINY, *overrides])
+
+
+def rows(out):
+    with (out / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_all_it_promises(photos, tmp_path):
+    out = tmp_path / "run"
+    result = fit(recipe("train.eval_every=2"), photos, out)
+    assert result.epochs == 2
+    assert result.evaluation.num_images == 12
+    names = {"recipe.yaml", "run.json", "split.csv", "skipped.csv", "model.safetensors", "model.json", "evaluation.json"}
+    assert names <= {path.name for path in out.iterdir()}
+    assert (out / "checkpoints" / "last.ckpt").is_file()
+    assert any("tfevents" in path.name for path in (out / "tensorboard").iterdir())
+    assert not [path for path in out.rglob(".*") if path.is_file()]
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["train"]["batch_size"] == 8
+    run = json.loads((out / "run.json").read_text())
+    assert (run["num_train"], run["num_val"], run["classes"]) == (36, 12, list(CLASSES))
+    first, second = rows(out)
+    assert first["val_top1"] == ""
+    assert float(second["val_top1"]) == json.loads((out / "evaluation.json").read_text())["top1"]
+    card = json.loads((out / "model.json").read_text())
+    assert card["metrics"]["num_images"] == 12
+    assert card["provenance"]["data_fingerprint"] == run["data_fingerprint"]
+    predicted = cmtvision.load(out).predict([photos / "disc" / "00.png"])[0]
+    assert predicted.label in CLASSES
+
+
+def test_it_learns(photos, tmp_path):
+    result = fit(recipe("schedule.epochs=12", "optim.lr=3e-3"), photos, tmp_path / "run")
+    assert result.evaluation.top1 >= 0.9
+
+
+def test_the_process_is_left_as_it_was(photos, tmp_path):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    handler = signal.getsignal(signal.SIGINT)
+    fit(recipe("schedule.epochs=1", "train.threads=1"), photos, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(photos, tmp_path):
+    states = []
+    for name, workers in (("a", 0), ("b", 2)):
+        fit(recipe(*RANDOM, f"data.workers={workers}"), photos, tmp_path / name)
+        states.append(read_state_dict(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(photos, tmp_path, stop_after, monkeypatch):
+    chosen = recipe(*RANDOM)
+    fit(chosen, photos, tmp_path / "whole")
+    seen = 0
+    from cmtvision.engine.progress import ProgressView
+
+    def step(self, epoch, loss, rate):
+        nonlocal seen
+        seen += 1
+        if seen == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ProgressView, "step", step)
+    with pytest.raises(TrainingInterrupted, match=r"cmtvision train .*shapes --out .*parts --resume"):
+        fit(chosen, photos, tmp_path / "parts")
+    monkeypatch.undo()
+    result = fit(chosen, photos, tmp_path / "parts", resume=True)
+    whole, parts = (read_state_dict(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert result.epochs == 2
+    kept = ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1")
+    wanted, got = ([[row[key] for key in kept] for row in rows(tmp_path / name)] for name in ("whole", "parts"))
+    assert got == wanted
+
+
+def test_a_second_ctrl_c_stops_at_once(photos, tmp_path, monkeypatch):
+    from cmtvision.engine.callbacks import RunCallback
+
+    def slow_save(self, trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunCallback, "save", slow_save)
+    threading.Timer(0.0, lambda: None).start()
+    from cmtvision.engine.progress import ProgressView
+
+    monkeypatch.setattr(ProgressView, "step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(recipe(), photos, tmp_path / "run")
+
+
+def test_resume_refuses_what_is_not_there_and_changed_photos(photos, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        fit(recipe(), photos, tmp_path / "none", resume=True)
+    own = write_photos(tmp_path / "own")
+    fit(recipe("schedule.epochs=1"), own, tmp_path / "run")
+    (own / "disc" / "00.png").unlink()
+    with pytest.raises(DataError, match="changed since this run began"):
+        fit(recipe("schedule.epochs=1"), own, tmp_path / "run", resume=True)
+
+
+def test_a_torn_checkpoint_is_named(photos, tmp_path):
+    fit(recipe("schedule.epochs=1"), photos, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+        fit(recipe("schedule.epochs=1"), photos, tmp_path / "run", resume=True)
+
+
+def test_a_folder_in_use_is_not_overwritten(photos, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="not empty"):
+        fit(recipe(), photos, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_a_loss_that_is_no_number_stops_the_run(photos, tmp_path):
+    with pytest.raises(TrainingDiverged, match="no longer a number"):
+        fit(recipe("optim.lr=1e30", "optim.clip_grad_norm=null", "schedule.warmup_lr=1e30"), photos, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.precision=bf16",
+        "train.accumulate=2",
+        "model.grad_checkpointing=true",
+        "train.channels_last=false",
+        "ema.enabled=false",
+        "train.batch_size=auto",
+        "schedule.step=epoch",
+        "model.rel_pos=block",
+        "model.in_chans=1",
+        "model.img_size=48",
+        "train.max_steps=3",
+        "optim.name=sgd",
+    ],
+)
+def test_every_option_trains(photos, tmp_path, override):
+    extra = ["preprocess.mean=null", "preprocess.std=null"] if override.startswith("model.in_chans") else []
+    result = fit(recipe("schedule.epochs=1", "schedule.warmup_epochs=0", *extra, override), photos, tmp_path / "run")
+    assert result.evaluation.num_images == 12
+    if override == "train.max_steps=3":
+        assert result.metrics["step"] == 3
+    if override == "train.accumulate=2":
+        assert result.metrics["step"] == 2  # 36 photos, batches of 8: four batches, two steps
+    if override == "model.img_size=48":
+        assert cmtvision.load(tmp_path / "run").preprocess.size == (48, 48)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_saves_plain_names(photos, tmp_path):
+    fit(recipe("schedule.epochs=1", "schedule.warmup_epochs=0", "train.compile=true"), photos, tmp_path / "run")
+    assert "stem.conv1.weight" in read_state_dict(tmp_path / "run" / "model.safetensors")
+
+
+def test_fp16_on_a_cpu_is_refused(photos, tmp_path):
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        fit(recipe("train.precision=fp16", "train.device=cpu"), photos, tmp_path / "run")
+
+
+def test_early_stopping_keeps_the_best_epoch(photos, tmp_path):
+    result = fit(recipe("schedule.epochs=30", "train.early_stop_patience=1", "optim.lr=3e-3"), photos, tmp_path / "run")
+    best = max(float(row["val_top1"]) for row in rows(tmp_path / "run"))
+    assert result.epochs < 30
+    assert result.evaluation.top1 == best
+
+
+def test_without_held_out_photos_there_is_no_evaluation(photos, tmp_path):
+    result = fit(recipe("data.val_fraction=0", "schedule.epochs=1", "schedule.warmup_epochs=0"), photos, tmp_path / "r")
+    assert result.evaluation is None
+    assert not (tmp_path / "r" / "evaluation.json").exists()
+
+
+def test_fine_tuning_keeps_the_backbone_and_a_matching_classifier(photos, tmp_path):
+    fit(recipe("schedule.epochs=1"), photos, tmp_path / "first")
+    trained = read_state_dict(tmp_path / "first" / "model.safetensors")
+    from cmtvision.engine.build import build_model
+
+    same = build_model(recipe(f"model.weights={tmp_path / 'first'}"), 3).model.state_dict()
+    other = build_model(recipe(f"model.weights={tmp_path / 'first'}"), 5).model.state_dict()
+    assert torch.equal(same["head.weight"], trained["head.weight"])
+    assert other["head.weight"].shape[0] == 5
+    assert torch.equal(other["stages.2.blocks.1.lmhsa.q.weight"], trained["stages.2.blocks.1.lmhsa.q.weight"])
+    gray = build_model(
+        recipe(f"model.weights={tmp_path / 'first'}", "model.in_chans=1", "preprocess.mean=null", "preprocess.std=null"),
+        3,
+    ).model.state_dict()
+    assert torch.allclose(gray["stem.conv1.weight"], trained["stem.conv1.weight"].sum(1, keepdim=True), atol=1e-6)
