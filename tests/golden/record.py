@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import cmtvision
 from cmtvision.models import VARIANTS, list_models
 
-FIGURES = HERE / "counts.json"
+FIGURES = HERE / "own_figures.json"
 FIRST = 20
 
 
@@ -42,7 +42,7 @@ def macs(name: str) -> int:
 
 
 def main() -> None:
-    """Write counts.json."""
+    """Write own_figures.json."""
     figures: dict[str, object] = {
         "command": "python tests/golden/record.py",
         "date": datetime.now(UTC).date().isoformat(),

@@ -17,7 +17,7 @@ from cmtvision.weights.files import read_state_dict
 from cmtvision.weights.official import from_official, to_official
 
 RELEASED = json.loads((HERE / "cmt_ti_official.json").read_text())
-COUNTS = json.loads((HERE / "counts.json").read_text())
+RECORDED = json.loads((HERE / "own_figures.json").read_text())
 FIGURES = torch.tensor(RELEASED["values"])  # (2, 1000)
 SPREAD = float(FIGURES.max() - FIGURES.min())
 
@@ -83,8 +83,8 @@ def test_each_size_read_by_timm_in_a_fresh_process(name: str, tmp_path: Path) ->
     values = torch.load(out)
     if name == "cmt_ti":
         assert_released_figures(values)
-    recorded = torch.tensor(COUNTS[name]["logits"])
-    assert (values[0, : len(recorded)] - recorded).abs().max() < 1e-4 * COUNTS[name]["spread"]
+    recorded = torch.tensor(RECORDED[name]["logits"])
+    assert (values[0, : len(recorded)] - recorded).abs().max() < 1e-4 * RECORDED[name]["spread"]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -94,10 +94,10 @@ def test_layout_is_the_released_one_in_order(name: str) -> None:
     assert ours == layout(name)
 
 
-@pytest.mark.parametrize("name", list(COUNTS.keys() & VARIANTS.keys()))
+@pytest.mark.parametrize("name", list(RECORDED.keys() & VARIANTS.keys()))
 def test_parameters_as_recorded(name: str) -> None:
     model = timm.create_model(name, device="meta")
-    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]["params"]
+    assert sum(p.numel() for p in model.parameters()) == RECORDED[name]["params"]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_parameters_as_recorded(name: str) -> None:
     ],
 )
 def test_counts_of_the_released_code(name: str, params: int, tables: int, gmacs: float) -> None:
-    assert (COUNTS[name]["params"], COUNTS[name]["position_bias_params"]) == (params, tables)
-    assert COUNTS[name]["macs"] == pytest.approx(gmacs * 1e9, rel=0.01)
+    assert (RECORDED[name]["params"], RECORDED[name]["position_bias_params"]) == (params, tables)
+    assert RECORDED[name]["macs"] == pytest.approx(gmacs * 1e9, rel=0.01)
 
 
 def test_conversion_there_and_back_changes_no_bit() -> None:

@@ -1,7 +1,7 @@
 """``cmtvision eval``: how good a trained model is, in exact counts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,11 +29,9 @@ def evaluate(  # typer reads options from the signature
     if csv is not None:
         output.refuse_overwrite(csv, overwrite)
     from cmtvision import engine
-    from cmtvision.artefact.predictor import pick_device
 
-    chosen: dict[str, Any] = {} if pick_device(device) == pick_device("auto") else {"device": device}
     with output.progress("evaluating") as progress:
-        found = engine.evaluate(run, data, split=split, batch_size=batch_size, progress=progress, **chosen)
+        found = engine.evaluate(run, data, split=split, batch_size=batch_size, device=device, progress=progress)
     if csv is not None:
         _write_predictions(found, csv, overwrite)
         output.note(f"predictions: {csv}")

@@ -35,11 +35,14 @@ def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
     """
     section = recipe.model
     structure: dict[str, Any] = {"in_chans": section.in_chans}
-    if section.img_size is not None:
+    cfg = timm.get_pretrained_cfg(section.name) if timm.is_model(section.name.partition(".")[0]) else None
+    if section.img_size is not None and cfg is not None and cfg.fixed_input_size:  # others take any size as they are
         structure["img_size"] = section.img_size
     if section.rel_pos is not None:
         structure["rel_pos"] = section.rel_pos
-    rates: dict[str, Any] = {"drop_path_rate": section.drop_path_rate}
+    rates: dict[str, Any] = {}
+    if section.drop_path_rate:
+        rates["drop_path_rate"] = section.drop_path_rate
     if section.drop_rate is not None:
         rates["drop_rate"] = section.drop_rate
     for name in ("attn_drop_rate", "proj_drop_rate"):

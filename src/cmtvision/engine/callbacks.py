@@ -121,12 +121,10 @@ class RunCallback(pl.Callback):
             self._check_loss(trainer)
         rate = self._photos / (time.perf_counter() - self._epoch_begun)
         self.view.step(trainer.current_epoch, self._mean_loss(), rate)
-        if self._stop_signal:
+        # behind an epoch's last batch its end comes first: evaluated and recorded, then saved
+        if self._stop_signal and not self.loader.at_end:
             self.save(trainer)
-            raise TrainingInterrupted(
-                f"stopped by {self._stop_signal} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
-                f"the state is saved, go on with: {self.resume_hint}"
-            )
+            raise self._interrupted(trainer)
         if self.max_seconds and self.seconds > self.max_seconds:
             trainer.should_stop = True
 
@@ -154,6 +152,8 @@ class RunCallback(pl.Callback):
         write_text(self.out / METRICS_FILE, metrics_csv(self.rows))
         self.save(trainer)
         self.view.epoch(row, self.seconds / (epoch + 1) * max(0, self.total_epochs - epoch - 1))
+        if self._stop_signal and not last:
+            raise self._interrupted(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write checkpoints/last.ckpt, whole or not at all."""
@@ -178,6 +178,12 @@ class RunCallback(pl.Callback):
         self._restored_rng = state_dict["rng"]
         self.best = state_dict["best"]
         self._restored_part = state_dict["part"]
+
+    def _interrupted(self, trainer: pl.Trainer) -> TrainingInterrupted:
+        return TrainingInterrupted(
+            f"stopped by {self._stop_signal} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
+            f"the state is saved, go on with: {self.resume_hint}"
+        )
 
     def _keep_best(self, top1: float, epoch: int, network: nn.Module, trainer: pl.Trainer) -> None:
         if self.patience is None:

@@ -113,6 +113,7 @@ def evaluate(
     split: Split = "val",
     batch_size: int = 128,
     workers: int | None = None,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on a data set.
@@ -124,19 +125,19 @@ def evaluate(
             ``split`` says so.
         batch_size: photos at a time.
         workers: loader processes; None chooses.
+        device: 'auto', 'cpu', 'cuda' or 'mps', where a model is opened from a file.
         progress: called as progress(done, total).
 
     Raises:
         CheckpointError: the model cannot be opened.
         DataError: the data cannot be used, or has classes that the model does not know.
     """
-    predictor = model if isinstance(model, Predictor) else load(model)
+    predictor = model if isinstance(model, Predictor) else load(model, device)
     chosen_by_run = None if isinstance(model, Predictor) else _run_split(model, data)
     source, root = chosen_by_run or (Path(data), None)
     index = read_dataset(source, root=root, classes=predictor.classes, val_fraction=0)
     samples, chosen = _choose(index, split)
-    section = DataSection(workers=workers if workers is not None else DataSection().workers)
-    return evaluate_samples(predictor, samples, section, batch_size, chosen, index.skipped, progress)
+    return evaluate_samples(predictor, samples, DataSection(workers=workers), batch_size, chosen, index.skipped, progress)
 
 
 def evaluate_samples(

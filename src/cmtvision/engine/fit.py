@@ -35,6 +35,7 @@ from cmtvision.engine.module import TrainingModule
 from cmtvision.engine.progress import ProgressView
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.recipe import Recipe, dump_recipe
+from cmtvision.weights.files import read_pickle
 
 __all__ = ["FitResult", "TrainingInterrupted", "fit"]
 
@@ -133,11 +134,13 @@ def _run(
     module = TrainingModule(built.model, recipe, len(index.classes), steps_per_epoch, batch_size * train.accumulate)
     ema = EmaCallback(built.model, recipe.ema) if recipe.ema.enabled else None
     eval_batch = train.eval_batch_size or batch_size * 2
-    val_loader = eval_loader(index.val, built.preprocess, recipe.data, eval_batch, cache=recipe.data.cache)
+    val_loader = None
+    if index.val:
+        val_loader = eval_loader(index.val, built.preprocess, recipe.data, eval_batch, cache=recipe.data.cache)
     record = RunCallback(
         out,
         loader,
-        val_loader if index.val else None,
+        val_loader,
         ema,
         ProgressView(console, len(loader) * epochs, epochs),
         resume_hint=f"cmtvision train {shlex.quote(str(data))} --out {shlex.quote(str(out))} --resume",
@@ -162,9 +165,11 @@ def _run(
         use_distributed_sampler=False,
     )
     checkpoint = str(out / LAST_CHECKPOINT) if resume else None
+    if checkpoint:
+        read_pickle(Path(checkpoint))  # a torn file is named here, before Lightning trips over it
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, KeyError, EOFError) as error:
+    except (RuntimeError, KeyError) as error:
         if resume and "state_dict" in str(error):
             raise CheckpointError(f"{checkpoint}: does not fit this recipe; start anew without --resume") from error
         raise

@@ -37,10 +37,14 @@ class TrainLoader(DataLoader[Batch]):
             self.consumed = 0
         self._restored_epoch = -1
 
+    @property
+    def at_end(self) -> bool:
+        """Whether every whole batch of the epoch has been used."""
+        return self.consumed >= len(self) * (self.batch_size or 1)
+
     def state_dict(self) -> dict[str, int]:
         """The place of the next photo that training has not used."""
-        finished = self.consumed >= len(self) * (self.batch_size or 1)
-        return self.order.state_dict(len(self.order) if finished else self.consumed)
+        return self.order.state_dict(len(self.order) if self.at_end else self.consumed)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at a saved place; after a finished epoch that is the beginning of the next."""

@@ -46,7 +46,7 @@ def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
         from cmtvision.weights.keras import read_keras_state_dict
 
         return read_keras_state_dict(path)
-    return pick_weights(_read_pickle(path), use_ema, str(path))
+    return pick_weights(read_pickle(path), use_ema, str(path))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -137,7 +137,12 @@ def _read_safetensors(path: Path) -> StateDict:
         ) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote: tensors, plain containers and argparse.Namespace.
+
+    Raises:
+        CheckpointError: a torn file, or one with anything else in it, by name.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
