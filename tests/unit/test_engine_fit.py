@@ -41,7 +41,15 @@ def test_a_run_folder_holds_all_it_promises(photos, tmp_path):
     result = fit(recipe("train.eval_every=2"), photos, out)
     assert result.epochs == 2
     assert result.evaluation.num_images == 12
-    names = {"recipe.yaml", "run.json", "split.csv", "skipped.csv", "model.safetensors", "model.json", "evaluation.json"}
+    names = {
+        "recipe.yaml",
+        "run.json",
+        "split.csv",
+        "skipped.csv",
+        "model.safetensors",
+        "model.json",
+        "evaluation.json",
+    }
     assert names <= {path.name for path in out.iterdir()}
     assert (out / "checkpoints" / "last.ckpt").is_file()
     assert any("tfevents" in path.name for path in (out / "tensorboard").iterdir())
@@ -182,6 +190,7 @@ def test_every_option_trains(photos, tmp_path, override):
         assert cmtvision.load(tmp_path / "run").preprocess.size == (48, 48)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_and_saves_plain_names(photos, tmp_path, monkeypatch):
     # the tracing compiler without C++: inductor on this network takes minutes and is tested with the networks
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -218,7 +227,9 @@ def test_fine_tuning_keeps_the_backbone_and_a_matching_classifier(photos, tmp_pa
     assert other["head.weight"].shape[0] == 5
     assert torch.equal(other["stages.2.blocks.1.lmhsa.q.weight"], trained["stages.2.blocks.1.lmhsa.q.weight"])
     gray = build_model(
-        recipe(f"model.weights={tmp_path / 'first'}", "model.in_chans=1", "preprocess.mean=null", "preprocess.std=null"),
+        recipe(
+            f"model.weights={tmp_path / 'first'}", "model.in_chans=1", "preprocess.mean=null", "preprocess.std=null"
+        ),
         3,
     ).model.state_dict()
     assert torch.allclose(gray["stem.conv1.weight"], trained["stem.conv1.weight"].sum(1, keepdim=True), atol=1e-6)

@@ -137,7 +137,9 @@ def evaluate(
     source, root = chosen_by_run or (Path(data), None)
     index = read_dataset(source, root=root, classes=predictor.classes, val_fraction=0)
     samples, chosen = _choose(index, split)
-    return evaluate_samples(predictor, samples, DataSection(workers=workers), batch_size, chosen, index.skipped, progress)
+    return evaluate_samples(
+        predictor, samples, DataSection(workers=workers), batch_size, chosen, index.skipped, progress
+    )
 
 
 def evaluate_samples(

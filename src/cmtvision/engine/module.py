@@ -60,7 +60,7 @@ class TrainingModule(pl.LightningModule):
         """The recipe's optimiser, without weight decay on biases and norms, and its learning-rate schedule."""
         optim, schedule = self.recipe.optim, self.recipe.schedule
         kwargs: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps} if "adam" in optim.name else {}
-        # a fused step unscales fp16 gradients itself and cannot be combined with clipping
+        # a fused step unscales fp16 gradients itself, behind the clipping
         if optim.name == "adamw" and self.recipe.train.precision != "fp16" and self.device.type in ("cpu", "cuda"):
             kwargs["fused"] = True
         optimizer = create_optimizer_v2(
@@ -80,6 +80,13 @@ class TrainingModule(pl.LightningModule):
         )
         interval = "epoch" if per_epoch else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of all gradients; Lightning's own clipping refuses fused optimisers under autocast."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Move timm's scheduler to where the run stands."""
