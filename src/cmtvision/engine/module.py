@@ -37,7 +37,7 @@ class TrainingModule(pl.LightningModule):
         )
         self.mixer = mixer(recipe.augment, num_classes)
         # kept out of the module tree, so that the names of saved weights do not depend on compiling
-        self._run = [torch.compile(model) if recipe.train.compile else model]
+        self._run = [torch.compile(model, dynamic=False) if recipe.train.compile else model]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) -> logits (B, num_classes)."""
