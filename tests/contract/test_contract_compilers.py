@@ -52,7 +52,8 @@ def test_export_with_dynamic_batch(name: str) -> None:
         agree(program.module()(images(model, batch=batch)), model(images(model, batch=batch)))
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in list_models()])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti", "cmt_ti_kecam"])  # more blocks of the same take minutes more
 def test_export_with_dynamic_size(name: str) -> None:
     """Height and width as multiples of 32, free; the tables are resampled inside the exported program."""
     model = build(name)
@@ -70,6 +71,7 @@ def test_compile_in_one_graph(name: str) -> None:
     agree(compiled(images(model)), model(images(model)))
 
 
+@pytest.mark.slow
 def test_compiled_model_sees_a_second_size() -> None:
     """One graph a size: with dynamic=True or left to itself, torch.compile works too but reasons for a minute."""
     torch.compiler.reset()
@@ -79,7 +81,8 @@ def test_compiled_model_sees_a_second_size() -> None:
         agree(compiled(images(model, size)), model(images(model, size)))
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
 def test_compile_training_step(name: str) -> None:
     torch.compiler.reset()
     model = build(name, img_size=64, drop_rate=0.0).train()
@@ -95,6 +98,7 @@ def test_compile_training_step(name: str) -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@pytest.mark.slow
 def test_compile_with_checkpointing() -> None:
     torch.compiler.reset()
     model = build("cmt_nano", drop_rate=0.0).train()

@@ -9,13 +9,13 @@ import os
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import cmtvision
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.models import create_model
@@ -133,12 +133,12 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: larger than {MAX_CARD_BYTES // 1_000_000} MB; not a model card")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        version = card["format_version"]
+        found = card["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a model card ({error}); take it from the run again") from error
-    if version != FORMAT_VERSION:
+    if found != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format {version}, this cmtvision reads {FORMAT_VERSION}; install the version that wrote it"
+            f"{path}: format {found}, this cmtvision reads {FORMAT_VERSION}; install the version that wrote it"
         )
     return dict(card)
 
@@ -148,7 +148,7 @@ def versions() -> dict[str, Any]:
     import timm
 
     return {
-        "cmtvision": cmtvision.__version__,
+        "cmtvision": version("cmtvision"),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),

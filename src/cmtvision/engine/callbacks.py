@@ -20,11 +20,10 @@ from cmtvision.engine.ema import EmaCallback
 from cmtvision.engine.evaluate import top1_and_loss
 from cmtvision.engine.loaders import TrainLoader
 from cmtvision.engine.progress import ProgressView
+from cmtvision.engine.run_folder import LAST_CHECKPOINT, METRICS_FILE
 from cmtvision.errors import CmtvisionError
 from cmtvision.weights.files import atomic_write
 
-METRICS_FILE = "metrics.csv"
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 _COLUMNS = (
     "epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_second", "seconds",
 )  # fmt: skip

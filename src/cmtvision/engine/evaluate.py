@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from cmtvision.artefact import Predictor, load
 from cmtvision.data import DatasetIndex, Sample, Skipped, read_dataset
 from cmtvision.engine.loaders import eval_loader
+from cmtvision.engine.run_folder import RUN_FILE, SPLIT_FILE
 from cmtvision.errors import DataError
 from cmtvision.recipe import DataSection
 
 Progress = Callable[[int, int], None]
 Split = Literal["val", "train", "all"]
-RUN_FILE = "run.json"
-SPLIT_FILE = "split.csv"
 
 
 @dataclass(frozen=True)

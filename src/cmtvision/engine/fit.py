@@ -1,11 +1,5 @@
-"""Training, from a recipe and a folder of photos to a run folder.
+"""Training, from a recipe and a folder of photos to a run folder (see run_folder.py for what it holds)."""
 
-The run folder: recipe.yaml (resolved), run.json, split.csv, skipped.csv, checkpoints/last.ckpt (to resume),
-metrics.csv, TensorBoard events, and at the end model.safetensors, model.json and evaluation.json.
-"""
-
-import csv
-import io
 import json
 import logging
 import shlex
@@ -22,26 +16,29 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from cmtvision.artefact import Artefact, Predictor, write_artefact
-from cmtvision.artefact.files import versions, write_text
+from cmtvision.artefact.files import write_text
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.data import DatasetIndex, Skipped, read_dataset, write_split
+from cmtvision.data import DatasetIndex, Skipped, read_dataset
 from cmtvision.engine.batch_size import largest_batch
 from cmtvision.engine.build import BuiltModel, build_model
-from cmtvision.engine.callbacks import LAST_CHECKPOINT, RunCallback, TrainingInterrupted
+from cmtvision.engine.callbacks import RunCallback, TrainingInterrupted
 from cmtvision.engine.ema import EmaCallback
-from cmtvision.engine.evaluate import RUN_FILE, SPLIT_FILE, Evaluation, evaluate_samples
+from cmtvision.engine.evaluate import Evaluation, evaluate_samples
 from cmtvision.engine.loaders import TrainLoader, eval_loader, train_loader
 from cmtvision.engine.module import TrainingModule
 from cmtvision.engine.progress import ProgressView
-from cmtvision.errors import CheckpointError, ConfigError, DataError
-from cmtvision.recipe import Recipe, dump_recipe
+from cmtvision.engine.run_folder import (
+    EVALUATION_FILE,
+    LAST_CHECKPOINT,
+    check_free,
+    check_same_data,
+    write_beginning,
+)
+from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.recipe import Recipe
 from cmtvision.weights.files import read_pickle
 
 __all__ = ["FitResult", "TrainingInterrupted", "fit"]
-
-RECIPE_FILE = "recipe.yaml"
-EVALUATION_FILE = "evaluation.json"
-SKIPPED_FILE = "skipped.csv"
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def fit(
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM, with the state saved.
     """
     out = Path(out)
-    _check_out(out, resume, overwrite)
+    check_free(out, resume, overwrite)
     device = torch.device(pick_device(recipe.train.device))
     section = recipe.data
     index = read_dataset(
@@ -110,9 +107,9 @@ def fit(
         batch_size = _batch_size(recipe, built, device, len(index.train))
         loader = train_loader(index, built.preprocess, recipe, batch_size)
         if resume:
-            _check_same_data(out, index)
+            check_same_data(out, index)
         else:
-            _write_beginning(out, recipe, data, index)
+            write_beginning(out, recipe, data, index)
         return _run(recipe, data, out, index, built, loader, device, resume, console)
 
 
@@ -220,48 +217,6 @@ def _finish(
     )
     row = record.rows[-1] if record.rows else {}
     return FitResult(out, row, evaluation, index.skipped, loader.photos.failures, record.seconds, epochs)
-
-
-def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
-    if resume:
-        if not (out / LAST_CHECKPOINT).is_file():
-            raise ConfigError(f"{out}: nothing to resume, no {LAST_CHECKPOINT} in it; start without --resume")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        hint = "resume it with --resume, " if (out / LAST_CHECKPOINT).is_file() else ""
-        raise ConfigError(f"{out}: is not empty; {hint}choose another --out or give --overwrite")
-
-
-def _check_same_data(out: Path, index: DatasetIndex) -> None:
-    try:
-        before = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["data_fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{out / RUN_FILE}: cannot be read; start anew without --resume") from error
-    if before != index.fingerprint:
-        raise DataError(f"{index.root}: the photos changed since this run began; start anew in another --out")
-
-
-def _write_beginning(out: Path, recipe: Recipe, data: str | Path, index: DatasetIndex) -> None:
-    for name in ("model.safetensors", "model.json", EVALUATION_FILE, str(LAST_CHECKPOINT), "report.html"):
-        (out / name).unlink(missing_ok=True)
-    write_text(out / RECIPE_FILE, dump_recipe(recipe))
-    facts = {
-        "data": str(Path(data).resolve()),
-        "root": str(index.root),
-        "data_fingerprint": index.fingerprint,
-        "split_source": index.split_source,
-        "classes": index.classes,
-        "num_train": len(index.train),
-        "num_val": len(index.val),
-        **versions(),
-    }
-    write_text(out / RUN_FILE, json.dumps(facts, indent=2) + "\n")
-    write_split(index, out / SPLIT_FILE)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    writer.writerows([str(item.path), item.reason] for item in index.skipped)
-    write_text(out / SKIPPED_FILE, text.getvalue())
 
 
 def _batch_size(recipe: Recipe, built: BuiltModel, device: torch.device, num_train: int) -> int:
