@@ -11,7 +11,8 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from cmtvision.artefact import Prediction, Predictor, load
-    from cmtvision.engine import evaluate, fit  # type: ignore[no-redef]
+    from cmtvision.engine.evaluate import evaluate
+    from cmtvision.engine.fit import fit
     from cmtvision.models import create_model, list_models
 
 __version__ = "0.1.0"

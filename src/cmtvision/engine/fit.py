@@ -30,6 +30,7 @@ from cmtvision.engine.progress import ProgressView
 from cmtvision.engine.run_folder import (
     EVALUATION_FILE,
     LAST_CHECKPOINT,
+    TENSORBOARD_FOLDER,
     check_free,
     check_same_data,
     write_beginning,
@@ -155,7 +156,7 @@ def _run(
         accumulate_grad_batches=train.accumulate,
         gradient_clip_val=recipe.optim.clip_grad_norm,
         callbacks=[callback for callback in (ema, record) if callback is not None],
-        logger=TensorBoardLogger(str(out), name="", version="tensorboard"),
+        logger=TensorBoardLogger(str(out), name="", version=TENSORBOARD_FOLDER),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -166,6 +167,11 @@ def _run(
         read_pickle(Path(checkpoint))  # a torn file is named here, before Lightning trips over it
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"batches of {batch_size} do not fit in the memory of {device}; set train.batch_size=auto, "
+            "model.grad_checkpointing=true or a smaller model.img_size"
+        ) from error
     except (RuntimeError, KeyError) as error:
         if resume and "state_dict" in str(error):
             raise CheckpointError(f"{checkpoint}: does not fit this recipe; start anew without --resume") from error
@@ -196,12 +202,14 @@ def _finish(
         metrics = {key: getattr(evaluation, key) for key in ("num_images", "top1_correct", "top1", "top5", "loss")}
         write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=1) + "\n")
     epochs = len(record.rows)
+    row = record.rows[-1] if record.rows else {}
+    seconds = float(row.get("seconds", record.seconds))
     provenance = {
         "recipe": recipe.name,
         "data_fingerprint": index.fingerprint,
         "train_images": len(index.train),
         "epochs": epochs,
-        "train_seconds": round(record.seconds, 1),
+        "train_seconds": round(seconds, 1),
     }
     write_artefact(
         out,
@@ -215,8 +223,7 @@ def _finish(
             provenance=provenance,
         ),
     )
-    row = record.rows[-1] if record.rows else {}
-    return FitResult(out, row, evaluation, index.skipped, loader.photos.failures, record.seconds, epochs)
+    return FitResult(out, row, evaluation, index.skipped, loader.photos.failures, seconds, epochs)
 
 
 def _batch_size(recipe: Recipe, built: BuiltModel, device: torch.device, num_train: int) -> int:

@@ -21,6 +21,7 @@ SKIPPED_FILE = "skipped.csv"
 METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
+TENSORBOARD_FOLDER = "tensorboard"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -58,6 +59,8 @@ def write_beginning(out: Path, recipe: Recipe, data: str | Path, index: DatasetI
     """Write what is known before the first step: recipe.yaml, run.json, split.csv, skipped.csv; clear what is stale."""
     for name in (MODEL_FILE, CARD_FILE, METRICS_FILE, EVALUATION_FILE, str(LAST_CHECKPOINT), REPORT_FILE):
         (out / name).unlink(missing_ok=True)
+    for events in (out / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
+        events.unlink()
     write_text(out / RECIPE_FILE, dump_recipe(recipe))
     facts = {
         "data": str(Path(data).resolve()),
