@@ -1,6 +1,7 @@
 """Files that must not be loaded: other networks, other shapes, pickles that would run something."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from official_files import filled_state, write_training_checkpoint
 
 from cmtvision.errors import CheckpointError
 from cmtvision.weights.files import read_state_dict
+from cmtvision.weights.pickles import suspicious_names
 
 
 class Runs:
@@ -70,6 +72,22 @@ def test_pickle_that_runs_something_is_refused_by_name(tmp_path: Path, where: st
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_bare_pickle_of_any_protocol_is_refused_by_name(tmp_path: Path, protocol: int) -> None:
+    trap = tmp_path / "made"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Runs(trap)}, protocol))
+    with pytest.raises(CheckpointError, match=r"evil\.pth: refused.*mkdir") as caught:
+        read_state_dict(tmp_path / "evil.pth")
+    assert "\n" not in str(caught.value)
+    assert not trap.exists()
+
+
+def test_good_files_have_no_suspicious_names(tmp_path: Path) -> None:
+    for legacy in (True, False):
+        torch.save({"model": filled_state("cmt_ti")}, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+        assert suspicious_names(tmp_path / "x.pth") == []
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_torn_file(tmp_path: Path, legacy: bool) -> None:
     file = tmp_path / "torn.pth"
@@ -77,6 +95,13 @@ def test_torn_file(tmp_path: Path, legacy: bool) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=r"torn\.pth"):
         read_state_dict(file)
+
+
+def test_advice_never_names_a_way_around(tmp_path: Path) -> None:
+    (tmp_path / "odd.pth").write_bytes(pickle.dumps({"epoch": 3}, 4)[:-3])
+    with pytest.raises(CheckpointError) as caught:
+        read_state_dict(tmp_path / "odd.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:

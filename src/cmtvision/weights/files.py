@@ -6,7 +6,6 @@ training checkpoints carry their arguments in one) and nothing else; anything mo
 
 import argparse
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cmtvision.errors import CheckpointError
+from cmtvision.weights.pickles import suspicious_names
 
 StateDict = dict[str, torch.Tensor]
 
@@ -147,12 +147,10 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises its own, zipfile's, and many of Python's on a torn file
-        refused = re.search(r"(?:GLOBAL|global:?)\s+([A-Za-z_][\w.]*\.\w+)", str(error))
-        if refused:
+        names = suspicious_names(path)
+        if names:
             raise CheckpointError(
-                f"{path}: refused, it would run {refused[1]} when read; a checkpoint may hold tensors and plain "
+                f"{path}: refused, it would run {names[0]} when read; a checkpoint may hold tensors and plain "
                 "containers only. Ask its author for safetensors"
             ) from None
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({_reason(error)}); fetch or write it anew"
-        ) from error
+        raise CheckpointError(f"{path}: not a whole checkpoint of torch.save; fetch or write it anew") from error
