@@ -62,7 +62,7 @@ class RelativePositionBias(nn.Module):
             resample = table.shape[1] != rows or table.shape[2] != columns
         else:
             # an exporter with a dynamic size sees symbols here: deciding on them would freeze the size
-            symbolic = isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)  # type: ignore[unreachable]
+            symbolic = not (type(height) is int and type(width) is int)
             resample = symbolic or table.shape[1] != rows or table.shape[2] != columns
         if resample:
             table = resample_offsets(table, rows, columns)
