@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/cmtvision sample-data $(DEMO)/photos --overwrite
 	$(BIN)/cmtvision train $(DEMO)/photos --recipe demo --out $(DEMO)/run --overwrite
 	$(BIN)/cmtvision eval $(DEMO)/run $(DEMO)/photos
-	$(BIN)/cmtvision predict $(DEMO)/run $(DEMO)/photos/val/sandal/*1.png --top 3
+	$(BIN)/cmtvision predict $(DEMO)/run $(DEMO)/photos/val/sandal/*81.png --top 3
 	@echo
 	@echo "Report: $(CURDIR)/$(DEMO)/run/report.html"
 

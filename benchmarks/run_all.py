@@ -137,12 +137,14 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def peak_memory(name: str) -> float:
     """Gigabytes that a process holds at most for one image of 800 x 1216, PyTorch itself included."""
-    code = (
-        "import resource, torch, timm, cmtvision;"
-        f"m = timm.create_model({name!r}).eval();"
-        "torch.inference_mode().__enter__(); m(torch.zeros(1, 3, 800, 1216));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
-    )
+    code = f"""
+import torch, timm, cmtvision
+model = timm.create_model({name!r}).eval()
+with torch.inference_mode():
+    model(torch.zeros(1, 3, 800, 1216))
+# not getrusage: a child's maximum there begins at its parent's
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e6)
+"""
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 

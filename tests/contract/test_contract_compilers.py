@@ -15,6 +15,8 @@ from random_weights import randomise
 
 FAST = ("cmt_nano",)
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in list_models()]
+# one of each kind: larger variants differ in numbers only, and take minutes more
+KINDS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ("cmt_nano", "cmt_ti_kecam")]
 # scripting and tracing are deprecated in PyTorch, and still what many users and timm's own tests do
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*deprecated.*:UserWarning"
@@ -43,7 +45,7 @@ def test_export_of_a_fixed_size(name: str) -> None:
     agree(program.module()(x), model(x))
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", KINDS)
 def test_export_with_dynamic_batch(name: str) -> None:
     model = build(name)
     x = images(model)
@@ -53,7 +55,7 @@ def test_export_with_dynamic_batch(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti", "cmt_ti_kecam"])  # more blocks of the same take minutes more
+@pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti_kecam"])
 def test_export_with_dynamic_size(name: str) -> None:
     """Height and width as multiples of 32, free; the tables are resampled inside the exported program."""
     model = build(name)
@@ -82,7 +84,7 @@ def test_compiled_model_sees_a_second_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti_kecam"])
 def test_compile_training_step(name: str) -> None:
     torch.compiler.reset()
     model = build(name, img_size=64, drop_rate=0.0).train()
@@ -121,8 +123,10 @@ def test_compile_with_inductor() -> None:
     agree(torch.compile(model, fullgraph=True)(images(model)), model(images(model)))
 
 
-@pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("rel_pos", ["own", "block", "none"])
+@pytest.mark.parametrize(
+    ("name", "rel_pos"),
+    [*(pytest.param(*p.values, "own", marks=p.marks) for p in EACH), ("cmt_nano", "block"), ("cmt_nano", "none")],
+)
 def test_script(name: str, rel_pos: str) -> None:
     model = build(name, scriptable=True, **({} if rel_pos == "own" else {"rel_pos": rel_pos}))
     scripted = torch.jit.script(model)
@@ -134,7 +138,7 @@ def test_script(name: str, rel_pos: str) -> None:
     agree(torch.jit.load(buffer)(images(model)), model(images(model)))
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", KINDS)
 def test_trace(name: str) -> None:
     model = build(name)
     traced = torch.jit.trace(model, images(model))

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from cli_process import assert_one_error, command_line, run_cli
@@ -24,19 +23,13 @@ def imported(*words, cwd):
     return done, {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
 
 
-def test_help_takes_under_half_a_second_and_imports_nothing_heavy(tmp_path):
+def test_help_imports_nothing_heavy(tmp_path):
     done, modules = imported("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert not modules.intersection([*HEAVY, "pydantic", "yaml"])
     assert "cmtvision.cli.train" in modules  # the list above would be empty if nothing had been recorded
     for command in (b"train", b"predict", b"doctor"):
         assert command in done.stdout
-    best = 9.0
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(command_line("--help"), cwd=tmp_path, capture_output=True, check=True)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.5
 
 
 @pytest.mark.parametrize(
