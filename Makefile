@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
+# Two workers of one thread each: threads of several processes that spin for the same cores take ten times as long.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
 .PHONY: demo test check static bench clean
 
@@ -22,10 +24,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python tests/contract/fetch_timm_tests.py
-	$(BIN)/pytest -n 2
+	$(PYTEST)
 
 check: static
-	$(BIN)/pytest -m "not slow" -n 2
+	$(PYTEST) -m "not slow"
 
 static: $(READY)
 	$(BIN)/ruff format --check .

@@ -26,7 +26,7 @@ def run_cli(*words, cwd, stdin=None, file_limit=None, env=None, timeout=400):
         input=stdin if stdin is not None else b"",
         capture_output=True,
         preexec_fn=limit if file_limit is not None else None,
-        env={**os.environ, "OMP_NUM_THREADS": "2", **(env or {})},
+        env={**os.environ, **(env or {})},
         timeout=timeout,
         check=False,
     )
