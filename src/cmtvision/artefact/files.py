@@ -5,7 +5,6 @@ preprocess block, metrics and provenance. Nothing in it is executed, and nothing
 """
 
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from cmtvision.data.preprocess import Preprocess
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.models import create_model
 from cmtvision.weights import read_state_dict, write_safetensors
+from cmtvision.weights.files import atomic_write
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -76,17 +76,7 @@ def write_artefact(folder: str | Path, artefact: Artefact) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises CheckpointError where the disk refuses it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror}; free some space or choose --out"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def read_artefact(folder: str | Path) -> Artefact:

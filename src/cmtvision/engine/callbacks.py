@@ -80,6 +80,7 @@ class RunCallback(pl.Callback):
         self._old_handlers: dict[int, Any] = {}
         self._begun = self._epoch_begun = time.perf_counter()
         self._loss_sum: torch.Tensor | None = None
+        self._shown_loss = math.nan
         self._batches = self._photos = 0
 
     @property
@@ -96,6 +97,7 @@ class RunCallback(pl.Callback):
             part = self._restored_part
             self._loss_sum = torch.tensor(part["loss_sum"], dtype=torch.float64, device=pl_module.device)
             self._batches = part["batches"]
+            self._shown_loss = self._mean_loss()
             self._epoch_begun = time.perf_counter()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -119,7 +121,7 @@ class RunCallback(pl.Callback):
         if self._batches % _CHECK_EVERY == 0 or self._batches <= 2:
             self._check_loss(trainer)
         rate = self._photos / (time.perf_counter() - self._epoch_begun)
-        self.view.step(trainer.current_epoch, self._mean_loss(), rate)
+        self.view.step(trainer.current_epoch, self._shown_loss, rate)
         # behind an epoch's last batch its end comes first: evaluated and recorded, then saved
         if self._stop_signal and not self.loader.at_end:
             self.save(trainer)
@@ -133,7 +135,7 @@ class RunCallback(pl.Callback):
         train_seconds = time.perf_counter() - self._epoch_begun
         epoch = trainer.current_epoch
         row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-        row |= {"epoch": epoch, "step": trainer.global_step, "train_loss": self._mean_loss()}
+        row |= {"epoch": epoch, "step": trainer.global_step, "train_loss": self._shown_loss}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["images_per_second"] = self._photos / train_seconds
         last = epoch + 1 >= self.total_epochs or trainer.should_stop
@@ -197,7 +199,8 @@ class RunCallback(pl.Callback):
         return float(self._loss_sum) / self._batches if self._loss_sum is not None else math.nan
 
     def _check_loss(self, trainer: pl.Trainer) -> None:
-        if self._batches and not math.isfinite(self._mean_loss()):
+        self._shown_loss = self._mean_loss()
+        if self._batches and not math.isfinite(self._shown_loss):
             raise TrainingDiverged(
                 f"the loss is no longer a number at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
                 f"the last checkpoint is of an earlier epoch. Lower optim.lr or set optim.clip_grad_norm=1.0"

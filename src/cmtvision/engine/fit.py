@@ -6,7 +6,7 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,18 +211,7 @@ def _finish(
         "epochs": epochs,
         "train_seconds": round(seconds, 1),
     }
-    write_artefact(
-        out,
-        Artefact(
-            network,
-            recipe.model.name,
-            built.arguments,
-            index.classes,
-            built.preprocess,
-            metrics=metrics,
-            provenance=provenance,
-        ),
-    )
+    write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance))
     return FitResult(out, row, evaluation, index.skipped, loader.photos.failures, seconds, epochs)
 
 

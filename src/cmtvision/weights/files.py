@@ -49,12 +49,6 @@ def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
     return pick_weights(read_pickle(path), use_ema, str(path))
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The text block of a safetensors file (names and layouts live there), {} where there is none."""
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
 def pick_weights(checkpoint: Any, use_ema: bool, source: str) -> StateDict:
     """Find the weights in what a checkpoint holds: averaged ones first when use_ema, then plain, then flat.
 
