@@ -56,6 +56,31 @@ def runs() -> str:
     return "\n".join(lines)
 
 
+def transfer() -> str:
+    """Three classes learned from 50 photos each, four ways."""
+    study = record("transfer-study")
+    lines = ["| cmt_nano on three new classes | Test photos recognised, each seed | Mean | SD |", "|---|---|---|---|"]
+    for name, method in study["methods"].items():
+        counts = ", ".join(f"{count:,}" for count in method["correct"])
+        label = f"({name} of the distilled, cmt_ti)" if name == "teacher" else name
+        lines.append(f"| {label} | {counts} of {method['of']:,} | {method['mean']:.2%} | {method['sd']:.2%} |")
+    return "\n".join([*lines, "", study["verdict"][0].upper() + study["verdict"][1:] + "."])
+
+
+def throughput() -> str:
+    """The training step and the loader beside the plain ones of the same run."""
+    found = record("throughput-cpu")
+    step, loader = found["training_step"], found["loader"]
+    lines = ["| Training | Median | Against the plain one |", "|---|---|---|"]
+    for name, row in step["rows"].items():
+        what = f"`{step['model']}` step, {step['pixels']} px, batch {step['batch']}: {name}"
+        lines.append(f"| {what} | {row['median_seconds']:.3f} s | {row['speedup']:.2f}x |")
+    for name, row in loader["rows"].items():
+        lines.append(f"| loader, 1 worker: {name} | {row['photos_per_second']:,.0f} photos/s | {row['speedup']:.2f}x |")
+    lines.append(f"| share of a step spent waiting for data | {max(found['waiting']['data_wait']):.1%} | |")
+    return "\n".join(lines)
+
+
 def hardware() -> str:
     """Where the figures were measured."""
     speed = record("speed-cpu")
@@ -66,7 +91,7 @@ def hardware() -> str:
     )
 
 
-TABLES = {"models": models, "runs": runs, "hardware": hardware}
+TABLES = {"models": models, "runs": runs, "transfer": transfer, "throughput": throughput, "hardware": hardware}
 
 
 def fresh(text: str) -> str:

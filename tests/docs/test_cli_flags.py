@@ -8,9 +8,17 @@ FROZEN = {
     "sample-data": ["directory", "--full", "--overwrite", "--json"],
     "train": [
         "data", "--model", "--weights", "--recipe", "--set", "--out", "--epochs", "--batch-size", "--device", "--seed",
-        "--resume", "--overwrite", "--json",
+        "--devices", "--resume", "--accept-changed-data", "--overwrite", "--wandb", "--mlflow", "--json",
     ],
-    "eval": ["run", "data", "--split", "--batch-size", "--device", "--json", "--csv", "--overwrite"],
+    "tune": [
+        "data", "--trials", "--recipe", "--set", "--space", "--out", "--storage", "--pruner", "--resume", "--json",
+    ],
+    "lr-find": ["data", "--recipe", "--set", "--from", "--to", "--steps", "--out", "--csv", "--overwrite", "--json"],
+    "shard": [
+        "data", "out", "--shard-size", "--short-side", "--val-fraction", "--seed", "--multi-label", "--image-column",
+        "--label-column", "--overwrite", "--json",
+    ],
+    "eval": ["run", "data", "--split", "--batch-size", "--device", "--devices", "--json", "--csv", "--overwrite"],
     "predict": ["run", "images", "--top", "--batch-size", "--device", "--json", "--csv"],
     "info": ["model", "--img-size", "--num-classes", "--json"],
     "models": ["pattern", "--json"],

@@ -16,6 +16,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEW = ["--trials", "2", "--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.max_steps=2"]
+FEW += ["--set", "train.batch_size=4"]
+BRIEF = ["--set", "train.batch_size=4"]
 SMALLER = ["--epochs", "1", "--batch-size", "4", "--set", "train.max_steps=2"]
 
 
@@ -65,7 +68,7 @@ def test_every_command_of_the_page_runs(world):
             run(["make", "-n", *words[1:]], ROOT)
             continue
         assert words[0] == "cmtvision", command
-        extra = SMALLER if words[1] == "train" and "--resume" not in words else []
+        extra = [] if "--resume" in words else {"train": SMALLER, "tune": FEW, "lr-find": BRIEF}.get(words[1], [])
         run([sys.executable, "-m", "cmtvision", *words[1:], *extra], world)
         if words[1] == "sample-data":
             shrink(world / words[2])

@@ -1,6 +1,8 @@
 """An artefact written and opened: the same network, the same answers, and one clear line where something is off."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +63,7 @@ def test_an_image_that_is_none_is_named(folder, tmp_path):
 
 def damage(folder, **changes):
     card = json.loads((folder / "model.json").read_text())
-    card.update(changes)
+    card |= changes
     (folder / "model.json").write_text(json.dumps({k: v for k, v in card.items() if v is not ...}))
 
 
@@ -75,6 +77,9 @@ def damage(folder, **changes):
         ({"architecture": "cmt_ti"}, "does not fit"),
         ({"classes": ["a"]}, "does not fit"),
         ({"arguments": {"wings": 2}}, "wings"),
+        ({"task": "detection"}, "task 'detection' in format 1"),
+        ({"task": "multi-label"}, "task 'multi-label' in format 1"),
+        ({"format_version": 2, "task": ...}, "task 'single-label' in format 2"),
     ],
 )
 def test_a_card_that_is_off_is_one_clear_line(folder, changes, words):
@@ -82,6 +87,35 @@ def test_a_card_that_is_off_is_one_clear_line(folder, changes, words):
     with pytest.raises(CheckpointError, match=words) as error:
         read_artefact(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_card_without_a_task_has_one_label_a_photo(folder):
+    damage(folder, task=...)
+    assert json.loads((folder / "model.json").read_text())["format_version"] == 1  # a reader of 0.2 opens it
+    assert cmtvision.load(folder).task == "single-label"
+
+
+def test_a_multi_label_model_says_yes_or_no_to_each_class(artefact, tmp_path):
+    several = write_artefact(tmp_path / "several", replace(artefact, task="multi-label"))
+    # a reader that knows no task must refuse the file: softmax over these logits would be wrong
+    assert json.loads((several / "model.json").read_text())["format_version"] == 2
+    predictor = cmtvision.load(several)
+    assert predictor.task == read_artefact(several).task == "multi-label"
+    logits = torch.tensor([[2.0, -1.0, 0.0], [-3.0, -2.0, -4.0], [1.0, 2.0, 3.0]])
+    found = predictor.decide(logits, top_k=2)
+    assert [one.labels for one in found] == [["a", "<c>"], [], ["<c>", "b", "a"]]
+    assert [one.label for one in found] == ["a", "b", "<c>"]
+    assert [name for name, _ in found[0].top] == ["a", "<c>"]
+    assert [p for _, p in found[1].top] == pytest.approx([1 / (1 + math.exp(2)), 1 / (1 + math.exp(3))])
+    images = [photo(i) for i in range(3)]
+    expected = predictor.logits(images).sigmoid().max(dim=1).values.tolist()
+    assert [one.probability for one in predictor.predict(images)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_label_is_decided_however_unsure(artefact):
+    (found,) = Predictor(artefact).decide(torch.tensor([[0.1, 0.0, 0.0]]), top_k=1)
+    assert (found.label, found.labels, len(found.top)) == ("a", ["a"], 1)
+    assert found.probability < 0.5
 
 
 def test_torn_and_missing_files_are_named(folder):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import photo
+from PIL import Image
 
 from cmtvision.data.augment import keyed_rng, mixer, train_transform
 from cmtvision.data.preprocess import Preprocess
@@ -111,6 +112,18 @@ def test_mixed_labels_say_what_was_mixed(batch, mixup, cutmix):
         assert torch.allclose(images.mean((1, 2, 3)), soft @ torch.arange(8.0), atol=1e-4)
 
 
+def test_several_labels_are_mixed_by_the_share_of_pixels():
+    """Photo i has the labels i and 0: after mixing each label stands with the share of the photos that have it."""
+    mix = mixer(AugmentSection(mixup=0.0, cutmix=1.0, label_smoothing=0.1), num_classes=4)
+    labels = torch.eye(4)
+    labels[:, 0] = 1
+    for step in range(5):
+        values = torch.arange(4.0).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).clone()
+        images, mixed = mix(values, labels, step=step)
+        assert torch.equal(mixed[:, 0], torch.ones(4))  # all have it; smoothing is the loss's part
+        assert torch.allclose(images.mean((1, 2, 3)), mixed[:, 1:] @ torch.arange(1.0, 4.0), atol=1e-4)
+
+
 def test_mixing_is_keyed_and_leaves_the_generators_alone():
     mix = mixer(AugmentSection(), 4)
     images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
@@ -131,3 +144,14 @@ def test_mixing_ends_at_its_epoch_but_smoothing_does_not():
     assert torch.allclose(soft, torch.eye(4) * 0.9 + 0.025)
     assert mixer(AugmentSection(mixup=0.0, cutmix=0.0), 4) is None
     assert mixer(AugmentSection(mix_prob=0.0), 4) is None
+
+
+def test_randaugment_may_keep_no_bits() -> None:
+    """Pillow 13 refuses what timm's PosterizeIncreasing asks for at full magnitude."""
+    preprocess = Preprocess((16, 16), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
+    transform = train_transform(preprocess, AugmentSection(auto_augment="rand-m10-mstd0-inc1", random_erasing=0.0))
+    operations = transform._pixel_changes.transforms[0].ops
+    (posterize,) = [operation for operation in operations if operation.name == "PosterizeIncreasing"]
+    posterize.prob = 1.0
+    white = Image.new("RGB", (16, 16), "white")
+    assert np.asarray(posterize(white)).max() == 0

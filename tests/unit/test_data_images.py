@@ -7,7 +7,7 @@ import torch
 from data_files import folder_dataset
 from torch.utils.data import DataLoader
 
-from cmtvision.data import EpochSampler, Preprocess, read_dataset
+from cmtvision.data import EpochSampler, Preprocess, Sample, read_dataset
 from cmtvision.data.augment import train_transform
 from cmtvision.data.images import ImageDataset
 from cmtvision.errors import DataError
@@ -108,3 +108,26 @@ def test_a_resumed_epoch_sees_the_same_pixels(samples):
     fresh.set_epoch(again.epoch)
     rest = torch.cat([batch[0] for batch in DataLoader(fresh, batch_size=4, sampler=again)])
     assert torch.equal(rest, whole[8:])
+
+
+def test_a_repetition_is_the_same_photo_changed_differently(samples):
+    dataset = ImageDataset(samples, train_transform(PREPROCESS, FIXED), seed=1)
+    first, again = dataset[3], dataset[3 + len(samples)]
+    assert (first[1:], again[1:]) == ((0, 3), (0, 3))
+    assert not torch.equal(first[0], again[0])
+    assert torch.equal(dataset[3 + len(samples)][0], again[0])
+
+
+def test_several_labels_become_a_row_of_zeros_and_ones_and_stand_ins_have_the_same(samples):
+    labels = [(0,), (0, 2), (), (1, 2), (0, 2)]
+    several = [Sample(sample.path, min(row, default=-1), row) for sample, row in zip(samples, labels, strict=False)]
+    dataset = ImageDataset(several, train_transform(PREPROCESS, FIXED), num_classes=3)
+    assert [dataset[i][1].tolist() for i in range(4)] == [[1, 0, 0], [1, 0, 1], [0, 0, 0], [0, 1, 1]]
+    assert dataset[0][1].dtype == torch.float32
+    _, targets, _ = next(iter(DataLoader(dataset, batch_size=5)))
+    assert targets.shape == (5, 3)
+    several[1].path.unlink()
+    assert torch.equal(dataset[1][1], torch.tensor([1.0, 0.0, 1.0]))
+    several[2].path.unlink()
+    with pytest.raises(DataError, match="no photo of its class"):
+        dataset[2]

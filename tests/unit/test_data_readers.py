@@ -93,6 +93,23 @@ def test_a_csv_round_trips_the_split(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run.csv"]
 
 
+def test_a_split_file_decides_the_split_and_names_what_came_and_went(tmp_path):
+    root = folder_dataset(tmp_path / "data", {"cat": 5, "dog": 6})
+    index = read_dataset(root, split_seed=1)
+    write_split(index, tmp_path / "run.csv")
+    again = read_dataset(root, split_file=tmp_path / "run.csv", val_fraction=0)
+    assert (again.train, again.val, again.fingerprint) == (index.train, index.val, index.fingerprint)
+    assert again.split_source == "csv"
+    index.val[0].path.unlink()
+    photo(9, 9).save(root / "cat" / "new.png")
+    changed = read_dataset(root, split_file=tmp_path / "run.csv", val_fraction=0)
+    assert changed.val == index.val[1:]
+    assert {item.path: item.reason for item in changed.skipped} == {
+        index.val[0].path: "in run.csv, but not in the data any more",
+        root / "cat" / "new.png": "not in run.csv",
+    }
+
+
 def test_a_csv_without_split_is_split_and_missing_files_are_skipped(tmp_path):
     folder_dataset(tmp_path, {"a": 4, "b": 4})
     rows = [f"{name}/{n:03d}.png,{label}" for name, label in (("a", "cat"), ("b", "dog, big")) for n in range(5)]

@@ -13,8 +13,7 @@ import yaml
 from engine_photos import CLASSES, TINY, write_photos
 
 import cmtvision
-from cmtvision.engine import TrainingInterrupted, fit
-from cmtvision.engine.callbacks import TrainingDiverged
+from cmtvision.engine import TrainingDiverged, TrainingInterrupted, fit
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.recipe import load_recipe
 from cmtvision.weights import read_state_dict
@@ -97,7 +96,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(photos
     seen = 0
     from cmtvision.engine.progress import ProgressView
 
-    def step(self, epoch, loss, rate):
+    def step(self, epoch, loss, rate, memory=None):
         nonlocal seen
         seen += 1
         if seen == stop_after:
@@ -137,8 +136,15 @@ def test_resume_refuses_what_is_not_there_and_changed_photos(photos, tmp_path):
     own = write_photos(tmp_path / "own")
     fit(recipe("schedule.epochs=1"), own, tmp_path / "run")
     (own / "disc" / "00.png").unlink()
-    with pytest.raises(DataError, match="changed since this run began"):
-        fit(recipe("schedule.epochs=1"), own, tmp_path / "run", resume=True)
+    again = recipe("schedule.epochs=1")
+    with pytest.raises(DataError, match=r"changed since this run began \(36 .* then, 35 .*--accept-changed-data"):
+        fit(again, own, tmp_path / "run", resume=True)
+    longer = recipe("schedule.epochs=3")
+    assert fit(longer, own, tmp_path / "run", resume=True, accept_changed_data=True).epochs == 3
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_train"] == 35
+    (own / "disc").rename(own / "circle")
+    with pytest.raises(DataError, match="the classes changed"):
+        fit(longer, own, tmp_path / "run", resume=True, accept_changed_data=True)
 
 
 def test_a_torn_checkpoint_is_named(photos, tmp_path):
@@ -157,7 +163,7 @@ def test_a_folder_in_use_is_not_overwritten(photos, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(photos, tmp_path):
-    with pytest.raises(TrainingDiverged, match="no longer a number"):
+    with pytest.raises(TrainingDiverged, match=r"no longer a number at step \d+, on the batch of .*\d\d\.png"):
         fit(recipe("optim.lr=1e30", "optim.clip_grad_norm=null", "schedule.warmup_lr=1e30"), photos, tmp_path / "run")
 
 
@@ -176,6 +182,14 @@ def test_a_loss_that_is_no_number_stops_the_run(photos, tmp_path):
         "model.img_size=48",
         "train.max_steps=3",
         "optim.name=sgd",
+        "data.class_balance=loss",
+        "data.class_balance=sampling",
+        "data.repeated_aug=3",
+        "loss.name=bce",
+        "optim.layer_decay=0.8",
+        "optim.head_warmup_epochs=1",
+        "model.freeze=backbone",
+        "ema.on_resume=restart",
     ],
 )
 def test_every_option_trains(photos, tmp_path, override):
@@ -186,6 +200,7 @@ def test_every_option_trains(photos, tmp_path, override):
         assert result.metrics["step"] == 3
     if override == "train.accumulate=2":
         assert result.metrics["step"] == 2  # 36 photos, batches of 8: four batches, two steps
+        assert 0.9 < result.metrics["train_loss"] < 1.4  # near ln 3, not half of it
     if override == "model.img_size=48":
         assert cmtvision.load(tmp_path / "run").preprocess.size == (48, 48)
 

@@ -18,7 +18,7 @@ from cmtvision.recipe import EmaSection, load_recipe
 
 def module(*overrides, steps=10, batch=64):
     recipe = load_recipe("demo", ["schedule.epochs=10", "schedule.warmup_epochs=2", *overrides])
-    return TrainingModule(build_model(recipe, 4).model, recipe, 4, steps, batch)
+    return TrainingModule(build_model(recipe, 4).model, recipe, [8] * 4, steps, batch)
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine_by_the_step():

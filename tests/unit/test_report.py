@@ -3,16 +3,21 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+import torch
 import yaml
 from bs4 import BeautifulSoup
 from PIL import Image
+from pyarrow import parquet
 
 from cmtvision.artefact import Artefact, load, write_artefact
-from cmtvision.data import Preprocess
+from cmtvision.data import Preprocess, read_dataset
+from cmtvision.engine.multilabel import multilabel_evaluation
 from cmtvision.errors import CheckpointError, DataError
 from cmtvision.models import create_model
 from cmtvision.report import write_report
@@ -56,6 +61,10 @@ def make_run(
 def write_csv(path: Path, rows: list[list[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows(rows)
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def page(run: Path) -> BeautifulSoup:
@@ -160,6 +169,91 @@ def test_a_run_without_held_out_photos(tmp_path: Path):
     assert [figure.h3.text for figure in soup.find_all("figure")] == ["Loss", "Learning rate"]
     assert "2.5 s" in words(soup)
     assert "1 epoch," in words(soup)
+
+
+def make_several(root: Path) -> Path:
+    """The same run with any number of labels a photo."""
+    run = make_run(root)
+    artefact = replace(load(run).artefact, task="multi-label")
+    write_artefact(run, artefact)
+    rows = read_csv(run / "split.csv")
+    labels = ["", CLASSES[1], f"{CLASSES[0]}|{CLASSES[2]}"]
+    write_csv(
+        run / "split.csv", [rows[0], *([path, labels[i % 3], part] for i, (path, _, part) in enumerate(rows[1:]))]
+    )
+    targets = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    logits = torch.tensor([[3.0, 1.0, -1.0], [1.0, 2.0, -1.0], [2.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
+    found = multilabel_evaluation(CLASSES, logits, targets, "val", [Path(f"{i}.png") for i in range(4)])
+    (run / "evaluation.json").write_text(json.dumps(found.to_dict()))
+    columns = [*COLUMNS[:5], "val_map", *COLUMNS[7:]]
+    write_csv(run / "metrics.csv", [columns, [0, 9, 1e-3, 2, 1, 0.25, 800, 3], [1, 18, 1e-3, 1, 0.9, 0.5, 800, 6]])
+    return run
+
+
+def test_a_run_with_several_labels_a_photo(tmp_path: Path):
+    run = make_several(tmp_path)
+    soup = page(run)
+    # AP of the first class (1 + 2/3) / 2, of the second (1 + 1/2) / 2, the third has no photos
+    assert soup.find(id="map").text == "79.17%"
+    assert words(soup.find(id="map-counts")) == "mean of 2 classes, 4 photos; 1 without photos left out"
+    assert "2 of 4" in words(soup.find(id="exact"))
+    assert soup.find(id="top1") is None
+    assert soup.find(id="confusion") is None
+    rows = [[cell.text for cell in row.find_all("td")] for row in soup.find(id="per-class").tbody.find_all("tr")]
+    assert [row[:3] for row in rows] == [
+        ["blue & co", "2", "75.0%"], [CLASSES[0], "2", "83.3%"], ["red", "0", "n/a"]
+    ]  # fmt: skip
+    figures = {figure.h3.text: words(figure.figcaption) for figure in soup.find_all("figure")}
+    assert figures["Held-out mean average precision (%)"] == "from 25.00% to 50.00% (best 50.00%, epoch 2)"
+    cards = soup.select(".cards li")
+    assert len(cards) >= 20
+    model = load(run)
+    true = {Path(row[0]).name: row[1] for row in read_csv(run / "split.csv")}
+    for card in cards:
+        prediction = model.predict([run.parent / "data" / "val" / card["title"]])[0]
+        labels = set(filter(None, true[card["title"]].split("|")))
+        assert ("wrong" in card["class"]) == (set(prediction.labels) != labels)
+        assert all(name in card.get_text() for name in prediction.labels) or len(prediction.labels) > 1
+    assert "n/a" not in words(soup.select(".cards")[0])
+    (run / "evaluation.json").write_text('{"task": "multi-label", "per_class": [{}]}')
+    with pytest.raises(DataError, match=r"evaluation.json: not an evaluation \('name'\)"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words_of_it"),
+    [
+        ({}, None),
+        ({"loss": {"name": "cross_entropy"}, "distill": {"teacher": None}}, None),
+        ({"loss": {"name": "bce"}}, "Training minimised binary cross-entropy; the held-out loss is cross-entropy,"),
+        ({"distill": {"teacher": "big"}}, "Training minimised cross-entropy and a teacher's part;"),
+    ],
+)
+def test_curves_of_two_losses_are_said_not_to_compare(tmp_path: Path, recipe, words_of_it):
+    run = make_run(tmp_path)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    note = page(run).find(id="other-loss")
+    assert (note is None) if words_of_it is None else words(note).startswith(words_of_it)
+
+
+def test_photos_inside_a_table_are_shown_from_there(tmp_path: Path):
+    run = make_run(tmp_path)
+    rows = [row for row in read_csv(run / "split.csv") if row[2] == "val"]
+    images = [{"bytes": (tmp_path / "data" / path).read_bytes(), "path": path} for path, _, _ in rows]
+    table = tmp_path / "photos.parquet"
+    parquet.write_table(pyarrow.table({"image": images, "label": [label for _, label, _ in rows]}), table)
+    index = read_dataset(table, val_fraction=0, classes=CLASSES)
+    split = [[index.relative(one.path), CLASSES[one.label], "val"] for one in index.samples]
+    write_csv(run / "split.csv", [["path", "label", "split"], *split])
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "data": str(table), "root": str(index.root)}))
+    soup = page(run)
+    assert words(soup.find(id="samples-note")) == (
+        f"The held-out photos are no files of their own: they were read from {table}."
+    )
+    assert len(soup.select(".cards li img")) == 20
+    table.unlink()
+    assert "20 held-out photos have been moved or damaged" in words(page(run).find(id="samples-note"))
 
 
 def test_moved_photos_are_named(tmp_path: Path):

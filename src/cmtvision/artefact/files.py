@@ -1,7 +1,10 @@
 """Reading and writing an artefact: a folder with model.safetensors (weights) and model.json (all else).
 
-model.json holds the format version, the architecture and its arguments, the classes in the order of the logits, the
-preprocess block, metrics and provenance. Nothing in it is executed, and nothing else is needed to predict.
+model.json holds the format version, the task, the architecture and its arguments, the classes in the order of the
+logits, the preprocess block, metrics and provenance. Nothing in it is executed, and nothing else is needed to predict.
+
+Format 2 is format 1 with task 'multi-label': a reader of format 1 knows no task and would turn such a model's logits
+into probabilities that add up to 1, so it must refuse the file. Models with one label a photo stay format 1.
 """
 
 import json
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -21,7 +24,8 @@ from cmtvision.models import create_model
 from cmtvision.weights import read_state_dict, write_safetensors
 from cmtvision.weights.files import atomic_write
 
-FORMAT_VERSION = 1
+Task: TypeAlias = Literal["single-label", "multi-label"]
+FORMAT_VERSIONS: dict[Task, int] = {"single-label": 1, "multi-label": 2}
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 MAX_CARD_BYTES = 10_000_000
@@ -39,6 +43,7 @@ class Artefact:
         preprocess: how an image becomes its input.
         metrics: figures measured when it was written.
         provenance: where it comes from: recipe, data fingerprint, versions, date.
+        task: 'single-label' (its classes exclude each other) or 'multi-label' (each is a yes or no of its own).
     """
 
     model: nn.Module
@@ -48,6 +53,7 @@ class Artefact:
     preprocess: Preprocess
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    task: Task = "single-label"
 
 
 def write_artefact(folder: str | Path, artefact: Artefact) -> Path:
@@ -61,7 +67,8 @@ def write_artefact(folder: str | Path, artefact: Artefact) -> Path:
     """
     folder = Path(folder)
     card = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[artefact.task],
+        "task": artefact.task,
         "architecture": artefact.architecture,
         "arguments": artefact.arguments,
         "classes": artefact.classes,
@@ -87,6 +94,11 @@ def read_artefact(folder: str | Path) -> Artefact:
     """
     folder = Path(folder)
     card = read_card(folder)
+    task = card.get("task", "single-label")
+    if task not in get_args(Task) or FORMAT_VERSIONS[task] != card["format_version"]:
+        raise CheckpointError(
+            f"{folder / CARD_FILE}: task {task!r} in format {card['format_version']}; take the file from the run again"
+        )
     try:
         classes = [str(name) for name in card["classes"]]
         arguments = dict(card["arguments"])
@@ -111,6 +123,7 @@ def read_artefact(folder: str | Path) -> Artefact:
         preprocess=preprocess,
         metrics=dict(card.get("metrics", {})),
         provenance=dict(card.get("provenance", {})),
+        task=task,
     )
 
 
@@ -126,9 +139,10 @@ def read_card(folder: Path) -> dict[str, Any]:
         found = card["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a model card ({error}); take it from the run again") from error
-    if found != FORMAT_VERSION:
+    if found not in FORMAT_VERSIONS.values():
+        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
         raise CheckpointError(
-            f"{path}: format {found}, this cmtvision reads {FORMAT_VERSION}; install the version that wrote it"
+            f"{path}: format {found}, this cmtvision reads {known}; install the version that wrote it"
         )
     return dict(card)
 

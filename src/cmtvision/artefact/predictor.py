@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmtvision.artefact.files import Artefact, read_artefact
+from cmtvision.artefact.files import Artefact, Task, read_artefact
 from cmtvision.data import ImageSource
 from cmtvision.errors import ConfigError
+
+THRESHOLD = 0.5  # of a multi-label model's probabilities: from here on it says yes
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,16 @@ class Prediction:
 
     Attributes:
         label: the most probable class.
-        probability: its softmax probability, 0 to 1.
+        probability: its probability, 0 to 1: softmax, or of a multi-label model the sigmoid.
         top: the most probable classes with their probabilities, best first.
+        labels: the classes it decides for, most probable first: the one label, or of a multi-label model all of
+            probability 0.5 and more, which may be none.
     """
 
     label: str
     probability: float
     top: list[tuple[str, float]]
+    labels: list[str]
 
 
 class Predictor:
@@ -38,6 +43,7 @@ class Predictor:
     def __init__(self, artefact: Artefact, device: str = "auto") -> None:
         self.artefact = artefact
         self.classes = artefact.classes
+        self.task: Task = artefact.task
         self.preprocess = artefact.preprocess
         self.device = torch.device(pick_device(device))
         self._model = artefact.model.eval().to(self.device).to(memory_format=torch.channels_last)
@@ -67,10 +73,24 @@ class Predictor:
     def stream(self, images: Iterable[ImageSource], top_k: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
         """Like predict, one prediction after another, holding one batch in memory."""
         for batch in _batched(images, batch_size):
-            for probabilities in self.logits(batch).softmax(dim=1):
-                values, indices = probabilities.topk(min(top_k, len(self.classes)))
-                top = [(self.classes[i], float(p)) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
-                yield Prediction(top[0][0], top[0][1], top)
+            yield from self.decide(self.logits(batch), top_k)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes) as probabilities: softmax, or of a multi-label model each class's sigmoid."""
+        return logits.sigmoid() if self.task == "multi-label" else logits.softmax(dim=1)
+
+    def decide(self, logits: torch.Tensor, top_k: int = 5) -> list[Prediction]:
+        """What logits (B, classes) say, image by image."""
+        found = []
+        for probabilities in self.probabilities(logits):
+            wanted = max(top_k, int((probabilities >= THRESHOLD).sum()))  # all that a multi-label model decides for
+            values, indices = probabilities.topk(min(wanted, len(self.classes)))
+            ranked = [(self.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+            label, probability = ranked[0]
+            several = self.task == "multi-label"
+            labels = [name for name, p in ranked if p >= THRESHOLD] if several else [label]
+            found.append(Prediction(label, probability, ranked[:top_k], labels))
+        return found
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. Bad input is answered by one line on stderr, a traceback is shown only with ``--debug``.
     """
     from cmtvision.cli.app import app
+    from cmtvision.cli.arguments import spelled_out
     from cmtvision.cli.faults import exit_code, quiet_libraries
 
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -29,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.remove("--debug")  # it may stand anywhere, as one adds it behind a line that has just failed
     else:
         quiet_libraries()
+    words = spelled_out(words)
     try:
-        result = app(words, prog_name="cmtvision", standalone_mode=False)
+        result = app(words, obj=words, prog_name="cmtvision", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (Exception, KeyboardInterrupt) as error:

@@ -9,12 +9,15 @@ from cmtvision.cli.convert import convert
 from cmtvision.cli.doctor import doctor
 from cmtvision.cli.evaluate import evaluate
 from cmtvision.cli.info import info
+from cmtvision.cli.lr_find import lr_find
 from cmtvision.cli.models import models
 from cmtvision.cli.output import result
 from cmtvision.cli.predict import predict
 from cmtvision.cli.recipes import recipes
 from cmtvision.cli.sample_data import sample_data
+from cmtvision.cli.shard import shard
 from cmtvision.cli.train import train
+from cmtvision.cli.tune import tune
 
 app = typer.Typer(
     name="cmtvision",
@@ -45,7 +48,10 @@ def _options(
 
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "sample-data": (sample_data, "Write real photos to start with."),
+    "shard": (shard, "Write photos as tar shards."),
     "train": (train, "Train a classifier on your photos."),
+    "tune": (tune, "Search for good recipe settings."),
+    "lr-find": (lr_find, "Find a learning rate by a short sweep."),
     "eval": (evaluate, "Measure a trained model on photos."),
     "predict": (predict, "Name what is in images."),
     "info": (info, "Show a model's layers and what they cost."),

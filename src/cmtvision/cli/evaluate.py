@@ -5,18 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cmtvision.cli.arguments import DATA_HELP
+
 if TYPE_CHECKING:
     from cmtvision.engine import Evaluation
+    from cmtvision.engine.multilabel import MultiLabelEvaluation
 
 _MATRIX_CLASSES = 20
 
 
 def evaluate(  # typer reads options from the signature
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or a CSV with path,label.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     split: Annotated[Literal["val", "train", "all"], typer.Option("--split", help="Which photos.")] = "val",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Photos at a time.")] = 128,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write every photo's prediction to a CSV file.")
@@ -24,12 +29,20 @@ def evaluate(  # typer reads options from the signature
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV file.")] = False,
 ) -> None:
     """Evaluate a trained model: accuracy, every class, confusion matrix."""
-    from cmtvision.cli import output
+    from cmtvision.cli import launch, output
 
-    if csv is not None:
+    if devices > 1 and not launch.is_launched():
+        code = launch.launch(devices, device, launch.without_devices(context.obj))
+        if code:
+            raise typer.Exit(code)
+        return
+    if csv is not None and launch.is_first():
         output.refuse_overwrite(csv, overwrite)
     from cmtvision import engine
 
+    if not launch.is_first():
+        engine.evaluate(run, data, split=split, batch_size=batch_size, device=device)
+        return
     with output.progress("evaluating") as progress:
         found = engine.evaluate(run, data, split=split, batch_size=batch_size, device=device, progress=progress)
     if csv is not None:
@@ -38,10 +51,15 @@ def evaluate(  # typer reads options from the signature
     for item in found.skipped:
         output.note(f"skipped {item.path}: {item.reason}")
     if json:
-        output.result_json({"run": str(run), "data": str(data), **found.to_dict()})
+        output.result_json({"run": str(run), "data": data, **found.to_dict()})
         return
     note = ", none were held out" if found.split == "all" and split == "val" else ""
     output.result(f"photos: {found.num_images:,} ({found.split}{note})")
+    if isinstance(found, engine.MultiLabelEvaluation):
+        output.result(found.headline())
+        output.result(f"loss: {found.loss:.4f}")
+        _show_labels(found)
+        return
     output.result(f"top-1: {found.top1:.2%} ({found.top1_correct}/{found.num_images})")
     if len(found.classes) > 5:
         output.result(f"top-5: {found.top5:.2%} ({found.top5_correct}/{found.num_images})")
@@ -51,15 +69,29 @@ def evaluate(  # typer reads options from the signature
         _show_matrix(found)
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _show_labels(found: "MultiLabelEvaluation") -> None:
+    from cmtvision.cli import output
+
+    columns = ["class", "photos", "claimed", "correct", "AP", "recall", "precision", "F1"]
+    rows = [
+        [score.name, str(score.images), str(score.claimed), str(score.correct)]
+        + [_share(value) for value in (score.average_precision, score.recall, score.precision, score.f1)]
+        for score in found.per_class()
+    ]
+    output.result("")
+    output.table(columns, rows, right=columns[1:])
+
+
 def _show_classes(found: "Evaluation") -> None:
     from cmtvision.cli import output
 
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
     columns = ["class", "photos", "correct", "recall", "precision"]
     rows = [
-        [score.name, str(score.images), str(score.correct), share(score.recall), share(score.precision)]
+        [score.name, str(score.images), str(score.correct), _share(score.recall), _share(score.precision)]
         for score in found.per_class()
     ]
     output.result("")
@@ -79,14 +111,21 @@ def _show_matrix(found: "Evaluation") -> None:
     output.table(["true \\ predicted", *numbers], rows, right=numbers)
 
 
-def _write_predictions(found: "Evaluation", file: Path, overwrite: bool) -> None:
+def _write_predictions(found: "Evaluation | MultiLabelEvaluation", file: Path, overwrite: bool) -> None:
     import csv
 
     from cmtvision.cli import output
+    from cmtvision.engine import MultiLabelEvaluation
 
     with output.new_text_file(file, overwrite) as text:
         writer = csv.writer(text, lineterminator="\n")
+        if isinstance(found, MultiLabelEvaluation):
+            writer.writerow(["path", "labels", "predicted", *(f"p({name})" for name in found.classes)])
+            for one in found.predictions:
+                names = ["|".join(found.classes[i] for i in numbers) for numbers in (one.labels, one.predicted)]
+                writer.writerow([one.path, *names, *(f"{value:.6f}" for value in one.probabilities.tolist())])
+            return
         writer.writerow(["path", "label", "predicted", "probability", "correct"])
         for photo in found.predictions:
-            names = found.classes[photo.label], found.classes[photo.predicted]
-            writer.writerow([photo.path, *names, f"{photo.probability:.6f}", int(photo.label == photo.predicted)])
+            named = found.classes[photo.label], found.classes[photo.predicted]
+            writer.writerow([photo.path, *named, f"{photo.probability:.6f}", int(photo.label == photo.predicted)])

@@ -5,12 +5,15 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 
+from cmtvision.cli import launch
 from cmtvision.errors import CmtvisionError
 
 USAGE = 2
 INTERRUPTED = 130
+_PATIENCE = 6.0  # seconds until a process among several speaks for itself
 
 _DISK = {
     errno.ENOSPC: "the disk is full",
@@ -34,9 +37,7 @@ def exit_code(error: BaseException, words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, CmtvisionError):
-        interrupted = type(error).__name__ == "TrainingInterrupted"
-        say(str(error), prefix="" if interrupted else "error: ")
-        return INTERRUPTED if interrupted else USAGE
+        return _our_own(error)
     if hasattr(error, "format_message"):  # a usage error of typer, whichever module this version keeps it in
         say(_usage_line(error))
         return int(getattr(error, "exit_code", USAGE))
@@ -51,6 +52,17 @@ def exit_code(error: BaseException, words: Sequence[str]) -> int:
     again = shlex.join(["cmtvision", "--debug", *words])
     say(f"unexpected {type(error).__name__}: {reason[:300]}; run with --debug for the traceback: {again}")
     return 1
+
+
+def _our_own(error: CmtvisionError) -> int:
+    interrupted = type(error).__name__ == "TrainingInterrupted"
+    if not launch.is_first():
+        if interrupted:
+            return INTERRUPTED
+        # all processes find the same fault, and the first one says it; where only this one did, nobody ends it
+        time.sleep(_PATIENCE)
+    say(str(error), prefix="" if interrupted else "error: ")
+    return INTERRUPTED if interrupted else USAGE
 
 
 def say(message: str, prefix: str = "error: ") -> None:

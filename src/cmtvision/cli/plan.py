@@ -35,10 +35,12 @@ def merged_overrides(recipe: str | None, settings: Sequence[str], shorthands: Ma
         if key in keys:
             raise ConfigError(f"{_OPTION[key]} and --set {key}: both given; keep one")
     epochs = given.get("schedule.epochs")
-    if epochs is not None and "schedule.warmup_epochs" not in keys:
-        planned = load_recipe(recipe).schedule.warmup_epochs
-        if planned >= epochs:  # a short trial of a long recipe: the warm-up is shortened with it
+    if epochs is not None:  # a short trial of a long recipe: its warm-ups are shortened with it
+        planned = load_recipe(recipe)
+        if "schedule.warmup_epochs" not in keys and planned.schedule.warmup_epochs >= epochs:
             given["schedule.warmup_epochs"] = epochs * _WARMUP_SHARE
+        if "optim.head_warmup_epochs" not in keys and planned.optim.head_warmup_epochs >= epochs:
+            given["optim.head_warmup_epochs"] = epochs - 1
     # JSON is YAML, so a path with a colon in it stays a path
     return [*settings, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
 
@@ -67,54 +69,39 @@ def check_resume(
     return file, [] if device is None else [f"train.device={json.dumps(device)}"]
 
 
-def default_out(data: Path, recipe: "Recipe") -> Path:
+def default_out(data: str | Path, recipe: "Recipe") -> Path:
     """A new folder under runs/, named after data, model and time."""
+    import re
     from datetime import datetime
 
-    name = data.resolve().stem or "data"
-    return Path("runs") / f"{name}-{recipe.model.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    named = Path(str(data).rpartition(":")[2]) if ":" in str(data) else Path(data).resolve()
+    stem = re.sub(r"[^\w.-]+", "-", named.stem).strip("-.") or "data"
+    return Path("runs") / f"{stem}-{recipe.model.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def show_plan(recipe: "Recipe", data: Path, out: Path, resume: bool) -> None:
+def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, processes: int = 1) -> None:
     """Say on stderr what will be trained, on what, and for how many steps; a mistake shows before hours are spent.
 
+    Args:
+        recipe, data, out, resume: what ``fit`` will be given.
+        processes: how many will train together, over all machines.
+
     Raises:
-        DataError: no data there. ConfigError: no such model.
+        DataError: no data there. ConfigError: no such model, or fewer photos than processes.
     """
     from cmtvision.cli import output
-    from cmtvision.cli.subject import build_shapes_only
+    from cmtvision.cli.plan_lines import plan_lines
     from cmtvision.data import read_dataset
 
     section = recipe.data
-    index = read_dataset(data, val_fraction=section.val_fraction, split_seed=section.split_seed, verify=False)
-    more: dict[str, Any] = {"in_chans": recipe.model.in_chans}
-    if recipe.model.rel_pos is not None:
-        more["rel_pos"] = recipe.model.rel_pos
-    model, input_size = build_shapes_only(recipe.model.name, recipe.model.img_size, len(index.classes), **more)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    start = recipe.model.weights or "random weights"
-    source = {"seeded": "split by seed", "none": "nothing held out"}.get(index.split_source, "split as the data says")
-    output.note(f"model    {recipe.model.name}, {parameters:,} parameters, {_size(input_size)}, from {start}")
-    output.note(f"data     {data}: {len(index.train):,} to train on, {len(index.val):,} held out ({source}), "
-                f"{len(index.classes)} classes")  # fmt: skip
-    output.note(f"recipe   {recipe.name}: {_steps(recipe, len(index.train))}, seed {recipe.seed}")
-    output.note(f"out      {out}{' (resumed)' if resume else ''}")
-
-
-def _size(input_size: tuple[int, int, int]) -> str:
-    channels, height, width = input_size
-    return f"{height} x {width} px" + ("" if channels == 3 else f" of {channels} channels")
-
-
-def _steps(recipe: "Recipe", num_train: int) -> str:
-    schedule, optim, train = recipe.schedule, recipe.optim, recipe.train
-    epochs = schedule.epochs + schedule.cooldown_epochs
-    said = f"{epochs} epoch{'' if epochs == 1 else 's'}"
-    warmup = f"warm-up {schedule.warmup_epochs:g}"
-    if train.batch_size == "auto":
-        return f"{said} ({warmup}), batch size chosen at the start, {optim.name} lr {optim.lr:g}"
-    batch = min(train.batch_size, num_train)
-    effective = batch * train.accumulate
-    lr = optim.lr * (effective / optim.lr_base_batch if optim.lr_base_batch else 1)
-    steps = -(-(num_train // batch) // train.accumulate) * epochs
-    return f"{said} ({warmup}), {steps:,} steps of {effective}, {optim.name} lr up to {lr:.3g}"
+    index = read_dataset(
+        data,
+        val_fraction=section.val_fraction,
+        split_seed=section.split_seed,
+        verify=False,
+        multi_label=section.multi_label,
+        image_column=section.image_column,
+        label_column=section.label_column,
+    )
+    for line in plan_lines(recipe, index, data, out, resume, processes):
+        output.note(line)

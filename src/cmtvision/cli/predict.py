@@ -18,7 +18,10 @@ def predict(  # typer reads options from the signature
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
 ) -> None:
-    """Predict images; a bad one is named on stderr, the others go on, and the exit code is 2."""
+    """Predict images; a bad one is named on stderr, the others go on, and the exit code is 2.
+
+    A model trained with several labels a photo names every class of at least 50%.
+    """
     from cmtvision.cli.faults import USAGE, say
     from cmtvision.cli.predictions import CsvRows, JsonDocument, TextRows, predict_each
     from cmtvision.cli.sources import find_images
@@ -34,7 +37,8 @@ def predict(  # typer reads options from the signature
     from cmtvision.artefact import load
 
     predictor = load(run, device)
-    view = JsonDocument() if json else CsvRows(top) if csv else TextRows()
+    several = predictor.task == "multi-label"
+    view = JsonDocument() if json else CsvRows(top, several) if csv else TextRows(several)
     faults = 0
     for outcome in predict_each(predictor, first, found, top, batch_size):
         view.add(outcome)

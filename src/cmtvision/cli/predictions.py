@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,10 +27,11 @@ class BadImageError(DataError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One image and its most probable classes, best first."""
+    """One image, its most probable classes, best first, and those the model decides for with their probabilities."""
 
     image: str
-    top: Top = field(default_factory=list)
+    top: Top
+    labels: Top
 
 
 class View(Protocol):
@@ -70,43 +71,65 @@ def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int) -> 
     if not waiting:
         return
     logits = predictor.forward(torch.from_numpy(np.stack([pixels for _, pixels in waiting])))
-    for (name, _), probabilities in zip(waiting, logits.softmax(dim=1), strict=True):
-        values, indices = probabilities.topk(min(top, len(predictor.classes)))
-        named = zip(indices.tolist(), values.tolist(), strict=True)
-        yield Outcome(name, [(predictor.classes[index], float(value)) for index, value in named])
+    named = len(predictor.classes) if predictor.task == "multi-label" else top  # it may decide for more than --top
+    for (name, _), found in zip(waiting, predictor.decide(logits, named), strict=True):
+        yield Outcome(name, found.top[:top], found.top[: len(found.labels)])
 
 
 class TextRows:
-    """A line an image: its name, then classes with their probabilities, best first."""
+    """A line an image: its name, then classes with their probabilities, best first.
+
+    Of a multi-label model: every class it decides for, or 'none', then behind 'below 50%' as many others as there is
+    room for in --top.
+    """
+
+    def __init__(self, several: bool = False) -> None:
+        self._several = several
 
     def add(self, outcome: Outcome | BadImageError) -> None:
         """Print one line."""
-        if isinstance(outcome, Outcome):
-            classes = [f"{label} {probability:.1%}" for label, probability in outcome.top]
-            if sys.stdout.isatty():
-                classes[0] = f"\033[1m{classes[0]}\033[0m"
-            result(f"{outcome.image}: {', '.join(classes)}")
+        if not isinstance(outcome, Outcome):
+            return
+        if not self._several:
+            first, *others = _in_words(outcome.top)
+            result(f"{outcome.image}: {', '.join([_bold(first), *others])}")
+            return
+        said = _bold(", ".join(_in_words(outcome.labels)) or "none")
+        others = _in_words(outcome.top[len(outcome.labels) :])
+        result(f"{outcome.image}: {said}" + (f"; below 50%: {', '.join(others)}" if others else ""))
 
     def close(self) -> None:
         """Nothing is left."""
 
 
-class CsvRows:
-    """CSV with a header: image,label,probability and, for more classes, label_2,probability_2 and so on."""
+def _in_words(top: Top) -> list[str]:
+    return [f"{label} {probability:.1%}" for label, probability in top]
 
-    def __init__(self, top: int) -> None:
+
+def _bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
+
+
+class CsvRows:
+    """CSV with a header: image,label,probability and, for more classes, label_2,probability_2 and so on.
+
+    Of a multi-label model a column 'labels' follows the image: all it decides for, joined by '|' as in data tables.
+    """
+
+    def __init__(self, top: int, several: bool = False) -> None:
         import csv
 
-        self._top = top
+        self._top, self._several = top, several
         self._writer = csv.writer(sys.stdout, lineterminator="\n")
         more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
-        self._writer.writerow(["image", "label", "probability", *more])
+        self._writer.writerow(["image", *(["labels"] if several else []), "label", "probability", *more])
 
     def add(self, outcome: Outcome | BadImageError) -> None:
         """Print one row; where a model has fewer classes than were asked for, the last cells are empty."""
         if isinstance(outcome, Outcome):
             cells = [cell for label, probability in outcome.top for cell in (label, f"{probability:.6f}")]
-            self._writer.writerow([outcome.image, *cells, *[""] * (2 * self._top - len(cells))])
+            labels = ["|".join(label for label, _ in outcome.labels)] if self._several else []
+            self._writer.writerow([outcome.image, *labels, *cells, *[""] * (2 * self._top - len(cells))])
 
     def close(self) -> None:
         """Nothing is left."""
@@ -127,7 +150,8 @@ class JsonDocument:
             return
         label, probability = outcome.top[0]
         top = [{"label": name, "probability": value} for name, value in outcome.top]
-        record = {"image": outcome.image, "label": label, "probability": probability, "top": top}
+        labels = [name for name, _ in outcome.labels]
+        record = {"image": outcome.image, "label": label, "probability": probability, "labels": labels, "top": top}
         sys.stdout.write(f"{self._separator}\n  {json.dumps(record, ensure_ascii=False)}")
         self._separator = ","
 

@@ -1,9 +1,11 @@
 """``cmtvision train``: from a folder of photos to a trained model and a report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from cmtvision.cli.arguments import DATA_HELP
 
 if TYPE_CHECKING:
     from cmtvision.engine import FitResult
@@ -13,7 +15,8 @@ _SHOWN = 10
 
 
 def train(  # typer reads options from the signature
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or a CSV with path,label.")],
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     model: Annotated[str | None, typer.Option("--model", help="cmt_nano, cmt_ti, ... or any of timm.")] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="FILE|pretrained", help="Start from these weights.")
@@ -29,13 +32,25 @@ def train(  # typer reads options from the signature
     batch_size: Annotated[str | None, typer.Option("--batch-size", metavar="N|auto", help="Photos at a time.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU [1].")
+    ] = None,
+    resume: Annotated[
+        Literal["no", "yes", "auto"],
+        typer.Option("--resume", metavar="[auto]", help="Go on with the run in --out; auto: if there is one."),
+    ] = "no",
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Resume although photos were added or removed.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Send the curves to Weights & Biases too.")] = False,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Send the curves to MLflow too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a classifier on your photos; writes a run folder with model, curves and report."""
-    from cmtvision.cli import output
+    from cmtvision.cli import launch, output
     from cmtvision.cli.plan import check_resume, default_out, merged_overrides, show_plan
+    from cmtvision.cli.resuming import same_recipe
     from cmtvision.recipe import load_recipe
 
     shorthands: dict[str, Any] = {
@@ -46,16 +61,38 @@ def train(  # typer reads options from the signature
         "train.device": device,
         "seed": seed,
     }
-    if resume:
-        chosen = load_recipe(*check_resume(out, recipe, settings or [], shorthands, overwrite))
+    extra = ["tensorboard", *(name for name, wanted in (("wandb", wandb), ("mlflow", mlflow)) if wanted)]
+    settings = [*(settings or []), *([f"train.loggers=[{', '.join(extra)}]"] if wandb or mlflow else [])]
+    if resume == "yes":
+        chosen = load_recipe(*check_resume(out, recipe, settings, shorthands, overwrite))
     else:
-        chosen = load_recipe(recipe, merged_overrides(recipe, settings or [], shorthands))
+        chosen = load_recipe(recipe, merged_overrides(recipe, settings, shorthands))
+        if resume == "auto":
+            chosen = same_recipe(out, chosen)
     folder = out or default_out(data, chosen)
-    show_plan(chosen, data, folder, resume)
+    if devices is not None and devices > 1 and not launch.is_launched():
+        words = [*launch.without_devices(context.obj), *([] if out else ["--out", str(folder)])]
+        code = launch.launch(devices, chosen.train.device, words)
+        if code:
+            raise typer.Exit(code)
+        return
+    if launch.is_first():
+        resumed = resume == "yes" or (resume == "auto" and any((folder / "checkpoints").glob("*.ckpt")))
+        show_plan(chosen, data, folder, resumed, launch.num_processes())
 
     from cmtvision.engine import fit
 
-    finished = fit(chosen, data, folder, resume=resume, overwrite=overwrite, console=output.stderr_console())
+    finished = fit(
+        chosen,
+        data,
+        folder,
+        resume={"no": False, "yes": True}.get(resume, "auto"),
+        overwrite=overwrite,
+        accept_changed_data=accept_changed_data,
+        console=output.stderr_console(),
+    )
+    if not launch.is_first():
+        return
     from cmtvision.report import write_report
 
     page = write_report(folder)
@@ -67,10 +104,7 @@ def train(  # typer reads options from the signature
     count = f"{finished.epochs} epoch{'' if finished.epochs == 1 else 's'}"
     output.result(f"trained {chosen.model.name}: {count} in {output.duration(finished.seconds)}")
     if evaluation is not None:
-        output.result(
-            f"held-out accuracy: {evaluation.top1:.2%} ({evaluation.top1_correct}/{evaluation.num_images})"
-            + (f", among the first five: {evaluation.top5:.2%}" if len(evaluation.classes) > 5 else "")
-        )
+        output.result(f"held-out {evaluation.headline()}")
     output.result(f"run folder: {folder}")
     output.result(f"report: {page}")
     _say_next(folder, data)
@@ -100,15 +134,15 @@ def _as_json(finished: "FitResult", page: Path, recipe: "Recipe") -> dict[str, A
         "metrics": finished.metrics,
         "evaluation": finished.evaluation.to_dict() if finished.evaluation is not None else None,
         "skipped": [{"path": str(item.path), "reason": item.reason} for item in finished.skipped],
-        "failures": [str(path) for path in finished.failures],
+        "failures": finished.failures,
         "report": str(page),
     }
 
 
-def _say_next(folder: Path, data: Path) -> None:
+def _say_next(folder: Path, data: str) -> None:
     from shlex import quote
 
     from cmtvision.cli import output
 
-    output.note(f"next: cmtvision eval {quote(str(folder))} {quote(str(data))}")
+    output.note(f"next: cmtvision eval {quote(str(folder))} {quote(data)}")
     output.note(f"      cmtvision predict {quote(str(folder))} PHOTO...")

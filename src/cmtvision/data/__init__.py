@@ -5,25 +5,34 @@ Nothing here imports torch; what needs it is imported by its module: ``cmtvision
 """
 
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, ImageSource, open_image
-from cmtvision.data.index import DatasetIndex, Sample, Skipped
+from cmtvision.data.index import DatasetIndex, Sample, Skipped, group_numbers
+from cmtvision.data.photos import PhotoPath, StoredPhoto
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.data.readers import class_names_from, read_dataset, write_split
 from cmtvision.data.sample import SampleSummary, write_sample_data
-from cmtvision.data.sampling import EpochSampler
+from cmtvision.data.sampling import EpochSampler, balanced_weights
+from cmtvision.data.shard_writer import SHARD_BYTES, ShardSummary, write_shards
 
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
+    "SHARD_BYTES",
     "DatasetIndex",
     "EpochSampler",
     "ImageSource",
+    "PhotoPath",
     "Preprocess",
     "Sample",
     "SampleSummary",
+    "ShardSummary",
     "Skipped",
+    "StoredPhoto",
+    "balanced_weights",
     "class_names_from",
+    "group_numbers",
     "open_image",
     "read_dataset",
     "write_sample_data",
+    "write_shards",
     "write_split",
 ]

@@ -15,10 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import transforms_imagenet_train
+from torch.utils.data import get_worker_info
 
 from cmtvision.data.decode import ImageSource, open_image
 from cmtvision.data.preprocess import Preprocess
@@ -32,29 +33,30 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]  # (H, W, C), C 1 for gray
 def keyed_rng(seed: int, epoch: int, index: int, python_only: bool = False) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's CPU generators by the three numbers, and put them back afterwards.
 
-    ``python_only`` leaves NumPy's and torch's alone, for transforms that don't use them: it is four times as fast.
+    ``python_only`` leaves NumPy's and torch's alone, for transforms that don't use them: it is four times as fast. In
+    a loader's worker process nothing is put back: nobody else draws there, and reading states takes longest.
     """
     key = blake2b(struct.pack("<qqq", seed, epoch, index), digest_size=8).digest()
     number = int.from_bytes(key, "little")
-    python = random.getstate()
-    if python_only:
-        try:
-            random.seed(number)
-            yield
-        finally:
-            random.setstate(python)
-        return
-    numpy_, torch_ = np.random.get_state(), torch.get_rng_state()
+    states = None if get_worker_info() is not None else _generator_states(python_only)
     try:
         random.seed(number)
-        np.random.seed(number & 0xFFFFFFFF)
-        # Not torch.manual_seed: it would reseed every GPU as well.
-        torch.default_generator.manual_seed(number >> 1)
+        if not python_only:
+            np.random.seed(number & 0xFFFFFFFF)
+            # Not torch.manual_seed: it would reseed every GPU as well.
+            torch.default_generator.manual_seed(number >> 1)
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy_)
-        torch.set_rng_state(torch_)
+        if states is not None:
+            python, others = states
+            random.setstate(python)
+            if others is not None:
+                np.random.set_state(others[0])
+                torch.set_rng_state(others[1])
+
+
+def _generator_states(python_only: bool) -> tuple[Any, tuple[Any, torch.Tensor] | None]:
+    return random.getstate(), None if python_only else (np.random.get_state(), torch.get_rng_state())
 
 
 class TrainTransform:
@@ -95,27 +97,35 @@ class TrainTransform:
 
     def finish(self, prepared: Image.Image | Pixels) -> torch.Tensor:
         """The random part: crop, flips, RandAugment or colour jitter; normalise; erase. Float32 (C, H, W)."""
+        hflip, vflip = self.augment.hflip, self.augment.vflip
         if isinstance(prepared, Image.Image):
-            pixels = _pixels(self._random_crop(prepared))
+            picture = self._random_crop(prepared)
+            if hflip and random.random() < hflip:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if vflip and random.random() < vflip:
+                picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+            pixels = _pixels(self._changed(picture))
         else:
             pixels = _padded_crop(prepared, self.augment.crop_padding)
-        if self.augment.hflip and random.random() < self.augment.hflip:
-            pixels = pixels[:, ::-1]
-        if self.augment.vflip and random.random() < self.augment.vflip:
-            pixels = pixels[::-1]
-        if self._pixel_changes is not None:
-            pixels = self._changed(pixels)
+            if hflip and random.random() < hflip:
+                pixels = pixels[:, ::-1]
+            if vflip and random.random() < vflip:
+                pixels = pixels[::-1]
+            if self._pixel_changes is not None:
+                gray = pixels.shape[2] == 1
+                changed = self._changed(Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if gray else pixels)))
+                pixels = _pixels(changed)
         tensor = torch.from_numpy(self.preprocess.finish(pixels))
         if self.augment.random_erasing:
             tensor = self._erase(tensor)
         return tensor
 
-    def _changed(self, pixels: Pixels) -> Pixels:
-        gray = pixels.shape[2] == 1
-        picture = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if gray else pixels))
+    def _changed(self, picture: Image.Image) -> Image.Image:
+        if self._pixel_changes is None:
+            return picture
         # timm's colour operations are written for RGB; for a gray network the result is turned back to gray.
-        picture = self._pixel_changes(picture.convert("RGB"))
-        return _pixels(picture.convert("L") if self.preprocess.channels == 1 else picture)
+        picture = self._pixel_changes(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return picture.convert("L") if self.preprocess.channels == 1 else picture
 
     def _from_timm(self) -> tuple[Any, Any]:
         augment, preprocess = self.augment, self.preprocess
@@ -130,6 +140,7 @@ class TrainTransform:
             mean=preprocess.mean if preprocess.channels == 3 else preprocess.mean[:1] * 3,
             separate=True,
         )
+        allow_no_bits(changes)
         return crop, changes if changes.transforms else None
 
 
@@ -168,7 +179,7 @@ class Mixer(Mixup):
 
         Args:
             images: (B, C, H, W), changed in place.
-            labels: (B,) class numbers.
+            labels: (B,) class numbers, or (B, num_classes) 0 and 1 where a photo may have several labels.
             seed, epoch, step: decide what is mixed; the global generators are put back.
 
         Returns:
@@ -179,6 +190,8 @@ class Mixer(Mixup):
         if not (self.off_epoch and epoch >= self.off_epoch):
             with keyed_rng(seed, epoch, -1 - step):
                 factor = self._mix_batch(images)  # type: ignore[no-untyped-call]
+        if labels.ndim == 2:  # several labels a photo: the loss smooths them
+            return images, labels * factor + labels.flip(0) * (1 - factor)
         soft = mixup_target(labels, self.num_classes, factor, self.label_smoothing)
         return images, soft
 
@@ -186,6 +199,25 @@ class Mixer(Mixup):
 def mixer(augment: AugmentSection, num_classes: int) -> Mixer | None:
     """The recipe's mixup and cutmix, or None where both are off."""
     return Mixer(augment, num_classes) if augment.mix_prob and (augment.mixup or augment.cutmix) else None
+
+
+def allow_no_bits(changes: Any) -> None:
+    """Let timm's posterize keep 0 bits, which RandAugment draws now and then and Pillow 13 refuses: black, as before.
+
+    Args:
+        changes: torchvision's Compose of timm's transforms; its operations are changed in place.
+    """
+    for change in changes.transforms:
+        policies = getattr(change, "policy", None) or [getattr(change, "ops", ())]
+        for operation in (operation for policy in policies for operation in policy):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+
+
+def _posterize(picture: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    if bits_to_keep >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits_to_keep) if bits_to_keep >= 1 else Image.new(picture.mode, picture.size)
 
 
 def _pixels(picture: Image.Image) -> Pixels:

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from cmtvision.data.photos import StoredPhoto
 from cmtvision.errors import DataError
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | StoredPhoto
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit
 MAX_BYTES = 100_000_000
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -42,7 +43,7 @@ def open_image(
 
     Args:
         source: a path, a file's bytes, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of
-            bool, uint8, uint16, or float within 0..1.
+            bool, uint8, uint16, or float within 0..1; or a photo in a shard or table.
         max_pixels: refuse larger images, before decoding them.
         max_bytes: refuse larger files, before reading them.
         name: what an error calls the image; by default its path.
@@ -50,6 +51,8 @@ def open_image(
     Raises:
         DataError: missing, too big, damaged, or not an image; one line with the name.
     """
+    if isinstance(source, StoredPhoto):
+        source, name = source.read(max_bytes), name or str(source)
     if isinstance(source, Image.Image):
         if type(source) is Image.Image and source.mode in {"RGB", "L"} and not source.info:
             return source  # what this function gives: already decoded, so the limits have nothing left to protect

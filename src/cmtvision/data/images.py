@@ -1,15 +1,15 @@
 """The torch data set: a sample's photo, transformed, with its label and index.
 
 What an image becomes depends on (seed, epoch, index) only: neither the number of workers nor a restart changes it. A
-photo that can no longer be read in training is replaced by the next readable one of its class, and named in
-``failures``; in evaluation it is an error, since a figure over other photos than stated would be false.
+photo that can no longer be read in training is replaced by the next readable one of its class (of the same classes,
+where a photo may have several), and named in ``failures``; in evaluation it is an error, since a figure over other
+photos than stated would be false.
 """
 
 import logging
 import mmap
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +19,30 @@ from torch.utils.data import Dataset
 from cmtvision.data.augment import keyed_rng
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, open_image
 from cmtvision.data.index import Sample
+from cmtvision.data.photos import PhotoPath
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.errors import DataError
 
+Target: TypeAlias = int | torch.Tensor
 _log = logging.getLogger(__name__)
 
 
-class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
-    """Photos as (tensor (C, H, W) float32, label, index).
+class ImageDataset(Dataset[tuple[torch.Tensor, Target, int]]):
+    """Photos as (tensor (C, H, W) float32, target, index).
+
+    The target is the class number, or with ``num_classes`` a float32 row (num_classes,) with 1 for each class of the
+    photo. An index of n or more (n photos) means a repetition, ``index // n``, of photo ``index % n``: the same photo,
+    changed differently (see ``EpochSampler``); what is returned is ``index % n``.
 
     Args:
-        samples: files and labels.
+        samples: photos and labels.
         transform: ``train_transform(...)``, a ``Preprocess``, or any callable from a PIL image to a tensor or array.
         seed: with epoch and index it decides every random change.
         training: replace unreadable photos instead of raising; by default so unless the transform is a ``Preprocess``.
         cache: keep what never changes in memory: pixels after the fixed resize where there is one, shared by forked
             workers; else the decoded images, which each worker keeps for itself.
         max_pixels, max_bytes: refuse larger images and files.
+        num_classes: give it where a photo may have several classes, for targets of 0 and 1.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
         cache: bool = False,
         max_pixels: int = MAX_PIXELS,
         max_bytes: int = MAX_BYTES,
+        num_classes: int | None = None,
     ) -> None:
         if not samples:
             raise DataError("a data set without a single photo; check the split")
@@ -56,6 +64,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
         self.seed = seed
         self.training = not isinstance(transform, Preprocess) if training is None else training
         self.max_pixels, self.max_bytes = max_pixels, max_bytes
+        self.num_classes = num_classes
         # In shared memory, so that workers that live on see a new epoch, and the main process what they could not read.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._failed: torch.Tensor = torch.zeros(len(self.samples), dtype=torch.bool)
@@ -69,25 +78,33 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target, int]:
+        virtual, index = index, index % len(self.samples)
         prepared = self._prepared(index)
         finish = self._finish or self.transform
         if self._random:
-            with keyed_rng(self.seed, int(self._epoch), index, self._python_only):
+            with keyed_rng(self.seed, int(self._epoch), virtual, self._python_only):
                 out = finish(prepared)
         else:
             out = finish(prepared)
         tensor = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
-        return tensor, self.samples[index].label, index
+        return tensor, self._target(self.samples[index]), index
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that random changes are keyed by; reaches running workers too."""
         self._epoch.fill_(epoch)
 
     @property
-    def failures(self) -> list[Path]:
+    def failures(self) -> list[PhotoPath]:
         """Photos that could not be read so far, in any worker."""
         return [self.samples[index].path for index in self._failed.nonzero().flatten().tolist()]
+
+    def _target(self, sample: Sample) -> Target:
+        if self.num_classes is None:
+            return sample.label
+        row = torch.zeros(self.num_classes)
+        row[list(sample.labels)] = 1.0
+        return row
 
     def _prepared(self, index: int) -> Any:
         """The photo before anything random; a stand-in of the same class where it cannot be read in training."""
@@ -99,11 +116,11 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
                     raise
                 _log.warning("%s; another photo of its class takes its place", error)
                 self._failed[index] = True
-        label = self.samples[index].label
+        wanted = self.samples[index][1:]
         # Looking on from the photo itself keeps the choice the same in every worker and epoch.
         for step in range(1, len(self.samples)):
             other = (index + step) % len(self.samples)
-            if self.samples[other].label != label or bool(self._failed[other]):
+            if self.samples[other][1:] != wanted or bool(self._failed[other]):
                 continue
             try:
                 return self._read(other)

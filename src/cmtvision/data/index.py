@@ -1,23 +1,31 @@
 """What reading a data set gives: its classes, its samples in two parts, what was left out and why."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
 from typing import NamedTuple
 
+from cmtvision.data.photos import PhotoPath, StoredPhoto
+
 
 class Sample(NamedTuple):
-    """One photo: its file and the number of its class."""
+    """One photo: where it is, the number of its class, and where a photo may have several classes, all of them.
 
-    path: Path
+    ``labels`` is empty in data with one class a photo. Where photos may have several, it holds them sorted, and
+    ``label`` is the first of them, or -1 for a photo of no class.
+    """
+
+    path: PhotoPath
     label: int
+    labels: tuple[int, ...] = ()
 
 
 class Skipped(NamedTuple):
     """A file that is not used, and why."""
 
-    path: Path
+    path: PhotoPath
     reason: str
 
 
@@ -26,13 +34,15 @@ class DatasetIndex:
     """A data set's photos.
 
     Args:
-        root: the folder that relative paths start from.
+        root: the folder that relative paths start from; of data that is not in a folder here, its source as a path.
         classes: class names; a label is a position in this list.
-        train, val: the two parts, sorted by path.
+        train, val: the two parts, sorted by name.
         skipped: files left out, sorted.
-        fingerprint: sha256 over the sorted relative paths, file sizes in bytes and class names of all usable photos.
-        split_source: 'folders' or 'csv' where the data says what is held out, 'seeded' where we chose, 'none' where
-            nothing is held out.
+        fingerprint: sha256 over the sorted relative names, file sizes in bytes and class names of all usable photos.
+        split_source: 'folders' or 'csv' where the data says what is held out ('csv' means any table), 'seeded' where we
+            chose, 'none' where nothing is held out.
+        multi_label: a photo may have several classes, or none; see ``Sample.labels``.
+        source: what to give ``read_dataset`` to read the same data again, wherever the current folder is.
     """
 
     root: Path
@@ -42,10 +52,12 @@ class DatasetIndex:
     skipped: list[Skipped]
     fingerprint: str
     split_source: str
+    multi_label: bool = False
+    source: str = field(default="", compare=False)
 
     @property
     def samples(self) -> list[Sample]:
-        """Both parts together, sorted by path."""
+        """Both parts together, sorted by name."""
         return sorted([*self.train, *self.val])
 
     @property
@@ -54,11 +66,27 @@ class DatasetIndex:
         return dict(Counter(item.reason for item in self.skipped).most_common())
 
     def class_counts(self) -> dict[str, tuple[int, int]]:
-        """Photos of each class as (train, val)."""
-        train = Counter(sample.label for sample in self.train)
-        val = Counter(sample.label for sample in self.val)
+        """Photos of each class as (train, val); a photo of several classes counts in each."""
+        train, val = self._counts(self.train), self._counts(self.val)
         return {name: (train[label], val[label]) for label, name in enumerate(self.classes)}
 
-    def relative(self, path: Path) -> str:
-        """A photo's path from the root, with forward slashes."""
-        return Path(relpath(path, self.root)).as_posix()
+    def relative(self, path: PhotoPath) -> str:
+        """A photo's path from the root, or its name in its store, with forward slashes."""
+        return path.name if isinstance(path, StoredPhoto) else Path(relpath(path, self.root)).as_posix()
+
+    def _counts(self, samples: Sequence[Sample]) -> Counter[int]:
+        if self.multi_label:
+            return Counter(label for sample in samples for label in sample.labels)
+        return Counter(sample.label for sample in samples)
+
+
+def group_numbers(samples: Sequence[Sample]) -> list[int] | None:
+    """The shard of each photo as a number, for ``EpochSampler(groups=...)``; None where photos lie in no shards."""
+    number: dict[str, int] = {}
+    groups = []
+    for sample in samples:
+        store = getattr(sample.path, "store", None)
+        if not getattr(store, "sequential", False):
+            return None
+        groups.append(number.setdefault(str(store), len(number)))
+    return groups

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from cmtvision.data.index import Skipped
+from cmtvision.data.labels import from_text
+from cmtvision.data.photos import PhotoPath
 from cmtvision.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -20,22 +22,28 @@ _SPLITS = {"train": "train", "training": "train", **dict.fromkeys(VAL_NAMES, "va
 
 
 class Entry(NamedTuple):
-    """A photo as it was found: file, path from the root, class name, and 'train', 'val' or None (not yet split)."""
+    """A photo as it was found: where, its name, its class (or classes), and 'train', 'val' or None (not yet split)."""
 
-    path: Path
+    path: PhotoPath
     relative: str
-    label: str
+    labels: tuple[str, ...]
     split: str | None
 
 
 @dataclass
 class Listing:
-    """All that was found; ``classes`` holds those without a photo too."""
+    """All that was found.
+
+    ``classes`` holds those without a photo too; ``names`` is their order where the data declares one (classes without
+    a photo are then allowed). ``trusted`` data was verified when it was written.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
     split_source: str = "none"
+    names: list[str] | None = None
+    trusted: bool = False
 
 
 def list_folders(root: Path, label: str) -> Listing:
@@ -63,8 +71,19 @@ def list_folders(root: Path, label: str) -> Listing:
     return listing
 
 
-def list_csv(file: Path, root: Path, allow_outside: bool) -> Listing:
+def list_csv(
+    file: Path,
+    root: Path,
+    allow_outside: bool,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    multi_label: bool = False,
+) -> Listing:
     """The rows of a CSV with the columns path, label and optionally split; paths are relative to ``root``.
+
+    Other names for the first two are given as ``image_column`` and ``label_column``. With ``multi_label`` a label is
+    any number of class names joined by '|', and may be empty.
 
     Raises:
         DataError: not a CSV, columns missing, an empty field, a path that leaves the root, a photo with two labels.
@@ -72,34 +91,50 @@ def list_csv(file: Path, root: Path, allow_outside: bool) -> Listing:
     if file.suffix.lower() != ".csv":
         raise DataError(f"{file}: a file that is not a CSV; give a folder of class folders, or a .csv with path,label")
     listing = Listing()
-    seen: dict[str, tuple[str, str | None]] = {}
-    for line, row in _rows(file):
-        path, label = (row.get("path") or "").strip(), (row.get("label") or "").strip()
-        if not path or not label:
-            raise DataError(f"{file} line {line}: {'path' if not path else 'label'} is empty")
-        word = (row.get("split") or "").strip().lower()
-        if word and word not in _SPLITS:
-            raise DataError(f"{file} line {line}: split {word!r}, expected train or val")
-        split = _SPLITS[word] if word else None
-        full = _inside(root, path, allow_outside, f"{file} line {line}")
+    seen: dict[str, tuple[tuple[str, ...], str | None]] = {}
+    names = ((image_column or "path").lower(), (label_column or "label").lower())
+    for line, row in _rows(file, names):
+        path, label = ((row.get(name) or "").strip() for name in names)
+        labels = from_text(label) if multi_label else (label,)
+        if not path or not (label or multi_label):
+            raise DataError(f"{file} line {line}: {names[1] if path else names[0]} is empty")
+        split = split_word(row.get("split"), f"{file} line {line}")
+        full = inside(root, path, allow_outside, f"{file} line {line}")
         relative = Path(relpath(full, root)).as_posix()
         if relative in seen:
-            if seen[relative] != (label, split):
+            if seen[relative] != (labels, split):
                 raise DataError(f"{file} line {line}: {path} was listed before with another label or split")
             listing.skipped.append(Skipped(full, "listed twice"))
             continue
-        seen[relative] = (label, split)
-        listing.classes.add(label)
-        listing.entries.append(Entry(full, relative, label, split))
+        seen[relative] = (labels, split)
+        listing.classes.update(labels)
+        listing.entries.append(Entry(full, relative, labels, split))
+    settle_splits(listing, str(file))
+    return listing
+
+
+def split_word(word: str | None, where: str) -> str | None:
+    """What a table's split column says: 'train', 'val', or None where it is empty. DataError for another word."""
+    word = (word or "").strip().lower()
+    if word and word not in _SPLITS:
+        raise DataError(f"{where}: split {word!r}, expected train or val")
+    return _SPLITS[word] if word else None
+
+
+def settle_splits(listing: Listing, where: str) -> None:
+    """Decide what a table's splits mean: a table of held-out photos alone is not yet split.
+
+    Raises:
+        DataError: some rows have a split and some have none.
+    """
     splits = {entry.split for entry in listing.entries}
     if None in splits and len(splits) > 1:
-        raise DataError(f"{file}: some rows have a split and some have none; fill the column or leave it out")
+        raise DataError(f"{where}: some rows have a split and some have none; fill the column or leave it out")
     if "val" in splits:
         if "train" not in splits:
             listing.entries = [entry._replace(split=None) for entry in listing.entries]
         else:
             listing.split_source = "csv"
-    return listing
 
 
 def _list_classes(folder: Path, root: Path, split: str | None, listing: Listing) -> None:
@@ -114,7 +149,7 @@ def _list_classes(folder: Path, root: Path, split: str | None, listing: Listing)
             elif file.suffix.lower() not in EXTENSIONS:
                 listing.skipped.append(Skipped(file, "not an image, by its extension"))
             else:
-                listing.entries.append(Entry(file, file.relative_to(root).as_posix(), class_folder.name, split))
+                listing.entries.append(Entry(file, file.relative_to(root).as_posix(), (class_folder.name,), split))
 
 
 def _subfolders(folder: Path, root: Path, listing: Listing) -> Iterator[Path]:
@@ -146,15 +181,15 @@ def _files(folder: Path, root: Path, visited: set[Path], listing: Listing) -> It
             yield from _files(inner, root, visited, listing)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+def _rows(file: Path, names: tuple[str, str]) -> Iterator[tuple[int, dict[str, str | None]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
             reader = csv.DictReader(text, skipinitialspace=True)
             columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
-            missing = [name for name in ("path", "label") if name not in columns]
+            missing = [name for name in names if name not in columns]
             if missing:
                 raise DataError(
-                    f"{file}: no column {' and '.join(missing)}; the first line must name path,label"
+                    f"{file}: no column {' and '.join(missing)}; the first line must name {','.join(names)}"
                     + (f" (it names {', '.join(columns)})" if columns else " (the file is empty)")
                 )
             reader.fieldnames = columns
@@ -168,7 +203,8 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
         raise DataError(f"{file}: cannot be read as a CSV ({error})") from None
 
 
-def _inside(root: Path, path: str, allow_outside: bool, where: str) -> Path:
+def inside(root: Path, path: str, allow_outside: bool, where: str) -> Path:
+    """A path that a table names, from the root. DataError where it leads out of it and that is not allowed."""
     # A CSV written on Windows is judged by Windows' rules too, so that nothing slips out by a backslash.
     absolute = PurePosixPath(path).is_absolute() or bool(PureWindowsPath(path).drive)
     climbs = ".." in PurePosixPath(path).parts or ".." in PureWindowsPath(path).parts

@@ -1,14 +1,22 @@
-"""``batch_size: auto``: the largest power of two whose activations fit, from what one small batch keeps."""
+"""``batch_size: auto``: the largest power of two whose activations fit, from what autograd would keep for a photo."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from cmtvision.engine.memory import saved_bytes
 
 SHARE_OF_MEMORY = 0.6
 LARGEST = 512
+_FALLBACK = 32  # for a network whose memory cannot be told from shapes
 
 
-def largest_batch(model: nn.Module, input_size: tuple[int, int, int], device: torch.device, num_train: int) -> int:
+def largest_batch(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    device: torch.device,
+    num_train: int,
+    precision: str = "fp32",
+) -> int:
     """The largest power of two, up to 512, that fits in 60% of the free memory and leaves ten batches an epoch.
 
     Args:
@@ -16,34 +24,16 @@ def largest_batch(model: nn.Module, input_size: tuple[int, int, int], device: to
         input_size: (C, H, W) of its input.
         device: where it will train.
         num_train: photos of an epoch.
+        precision: 'fp32', 'bf16' or 'fp16' (see ``cmtvision.engine.memory.saved_bytes``).
     """
-    per_image = _kept_bytes(model, input_size, device)
-    limit = min(LARGEST, max(1, num_train // 10), int(SHARE_OF_MEMORY * _free_bytes(device) / per_image))
+    per_image = saved_bytes(model, input_size, precision)
+    room = _FALLBACK if per_image is None else int(SHARE_OF_MEMORY * free_bytes(device) / max(1, per_image))
+    limit = min(LARGEST, max(1, num_train // 10), room)
     return int(2 ** (max(2, limit).bit_length() - 1))
 
 
-def _kept_bytes(model: nn.Module, input_size: tuple[int, int, int], device: torch.device, batch: int = 2) -> int:
-    """Bytes that the backward pass needs for each image: what autograd saves, parameters aside."""
-    parameters = {p.data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in parameters:
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    buffers = {name: value.clone() for name, value in model.named_buffers()}  # BN statistics must not see the probe
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        images = torch.zeros(batch, *input_size, device=device)
-        loss = F.cross_entropy(model(images).float(), torch.zeros(batch, dtype=torch.long, device=device))
-    del loss
-    with torch.no_grad():
-        for name, value in model.named_buffers():
-            value.copy_(buffers[name])
-    return max(1, sum(kept.values()) // batch)
-
-
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

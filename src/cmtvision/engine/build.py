@@ -48,7 +48,7 @@ def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
     for name in ("attn_drop_rate", "proj_drop_rate"):
         if getattr(section, name):
             rates[name] = getattr(section, name)
-    source = _weights(section.name, section.weights, section.use_ema)
+    source = weight_arguments(section.name, section.weights, section.use_ema)
     try:
         model = create_model(section.name, num_classes=num_classes, **structure, **rates, **source)
     except RuntimeError as error:
@@ -73,7 +73,7 @@ def build_preprocess(recipe: Recipe, model: nn.Module) -> Preprocess:
         raise ConfigError(f"recipe: {error}") from error
 
 
-def _weights(name: str, weights: str | None, use_ema: bool) -> dict[str, Any]:
+def weight_arguments(name: str, weights: str | None, use_ema: bool) -> dict[str, Any]:
     """The arguments of create_model that load a recipe's weights: a file, a run folder, or the released ones."""
     if weights is None:
         return {}

@@ -1,87 +1,93 @@
-"""What happens around the steps of a run: held-out figures, metrics.csv, checkpoints, and a clean stop on Ctrl-C."""
+"""What happens around the steps of a run: held-out figures, metrics.csv, checkpoints, and a clean stop.
+
+All processes of a run call the same things at the same steps, since saving and evaluating are done together; what one
+of them notices (a signal, a bad loss, the time) is agreed on before anyone acts. Only the first writes and speaks.
+"""
 
 import csv
 import io
-import math
-import random
-import signal
-import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from cmtvision.artefact.files import write_text
+from cmtvision.engine.checkpoints import random_state, save_checkpoint, set_random_state
 from cmtvision.engine.ema import EmaCallback
-from cmtvision.engine.evaluate import top1_and_loss
+from cmtvision.engine.evaluate import eval_mode, look_at, network_forward
 from cmtvision.engine.loaders import TrainLoader
+from cmtvision.engine.multilabel import mean_average_precision
+from cmtvision.engine.processes import Processes
 from cmtvision.engine.progress import ProgressView
-from cmtvision.engine.run_folder import LAST_CHECKPOINT, METRICS_FILE
-from cmtvision.errors import CmtvisionError
-from cmtvision.weights.files import atomic_write
+from cmtvision.engine.run_folder import METRICS_FILE
+from cmtvision.engine.stopping import StopSignals, TrainingDiverged, TrainingInterrupted
+from cmtvision.engine.watch import LossWatch
+from cmtvision.recipe import Recipe
 
 _COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_second", "seconds",
+    "epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_map", "images_per_second",
+    "data_wait", "gradient_norm", "ema_distance", "gpu_memory_gb", "seconds",
 )  # fmt: skip
-_CHECK_EVERY = 20  # batches between looks at the loss: each look waits for the device
+_LOOK_EVERY = 20  # batches between looks at the loss: each look waits for the device
+_AGREE_EVERY = 10  # batches between agreements of several processes
 
 
-class TrainingInterrupted(CmtvisionError):  # noqa: N818
-    """Training was stopped by a signal after its state was saved; the message says how to go on."""
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run does around its steps.
 
+    Attributes:
+        recipe: the run's.
+        out: the run folder.
+        processes: those of the run.
+        resume_hint: the command that goes on after an interruption.
+        on_epoch: called with each new row of metrics.csv; what it raises ends training.
+    """
 
-class TrainingDiverged(CmtvisionError):  # noqa: N818
-    """The loss is no longer a number; the last good checkpoint was kept."""
+    recipe: Recipe
+    out: Path
+    processes: Processes
+    resume_hint: str
+    on_epoch: Callable[[dict[str, Any]], None] | None = None
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run, cool-down included."""
+        return self.recipe.schedule.epochs + self.recipe.schedule.cooldown_epochs
 
 
 class RunCallback(pl.Callback):
     """Counts, evaluates, records, saves and stops a run.
 
     Args:
-        out: the run folder.
+        plan: what the run does.
         loader: the training loader, whose place is saved too.
-        val_loader: held-out photos, None for none.
+        val_loader: this process's share of the held-out photos, None for none.
         ema: the averaged network, evaluated instead of the raw one; None for none.
         view: what the person sees.
-        resume_hint: the command that goes on after an interruption.
-        total_epochs: epochs of the whole run.
-        patience: epochs without a better held-out top-1 before the run ends; None never.
-        max_minutes: time after which the run ends at a batch; None never.
-        eval_every: epochs between held-out evaluations; the last one is always evaluated.
     """
 
     def __init__(
-        self,
-        out: Path,
-        loader: TrainLoader,
-        val_loader: Any,
-        ema: EmaCallback | None,
-        view: ProgressView,
-        resume_hint: str,
-        total_epochs: int,
-        patience: int | None,
-        max_minutes: float | None,
-        eval_every: int,
+        self, plan: RunPlan, loader: TrainLoader, val_loader: Any, ema: EmaCallback | None, view: ProgressView
     ) -> None:
-        self.out, self.loader, self.val_loader, self.ema, self.view = out, loader, val_loader, ema, view
-        self.resume_hint, self.total_epochs, self.patience = resume_hint, total_epochs, patience
-        self.max_seconds = max_minutes * 60 if max_minutes else None
-        self.eval_every = eval_every
+        self.plan, self.loader, self.val_loader, self.ema, self.view = plan, loader, val_loader, ema, view
+        train = plan.recipe.train
+        self.max_seconds = train.max_minutes * 60 if train.max_minutes else None
         self.rows: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "weights": None}
-        self._restored_rng: dict[str, Any] | None = None
-        self._restored_part: dict[str, Any] | None = None
+        self.best: dict[str, Any] = {"score": -1.0, "epoch": -1, "weights": None}
+        self.watch = LossWatch(train.divergence_factor, lambda index: loader.photos.samples[index].path)
+        self._signals = StopSignals()
+        self._restored: dict[str, Any] | None = None
         self._seconds_before = 0.0
-        self._stop_signal = ""
-        self._old_handlers: dict[int, Any] = {}
-        self._begun = self._epoch_begun = time.perf_counter()
-        self._loss_sum: torch.Tensor | None = None
-        self._shown_loss = math.nan
-        self._batches = self._photos = 0
+        self._begun = self._epoch_begun = self._saved_at = time.perf_counter()
+        self._saved_step = 0
+        self._shown_loss = float("nan")
+        self._photos = 0
 
     @property
     def seconds(self) -> float:
@@ -89,127 +95,195 @@ class RunCallback(pl.Callback):
         return self._seconds_before + time.perf_counter() - self._begun
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, put restored random states back, and take over Ctrl-C and SIGTERM."""
-        self._begun = time.perf_counter()
-        if self._restored_rng is not None:
-            _set_rng(self._restored_rng)
-        if self._restored_part is not None and self.loader.consumed:  # in mid-epoch no epoch start will follow
-            part = self._restored_part
-            self._loss_sum = torch.tensor(part["loss_sum"], dtype=torch.float64, device=pl_module.device)
-            self._batches = part["batches"]
-            self._shown_loss = self._mean_loss()
-            self._epoch_begun = time.perf_counter()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[number] = signal.signal(number, self._on_signal)
+        """Start the clock, put restored random states back, and take over the signals."""
+        self._begun = self._epoch_begun = self._saved_at = time.perf_counter()
+        self._saved_step = trainer.global_step
+        if self._restored is not None:
+            states = self._restored["random"]
+            if len(states) == self.plan.processes.world_size:
+                set_random_state(states[self.plan.processes.rank])
+            if self.loader.consumed:  # in mid-epoch no epoch start will follow
+                self.watch.load_state_dict(self._restored["watch"], pl_module.device)
+                self._shown_loss = self.watch.mean()
+        self._signals.take_over()
         self.view.start(trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the loader which epoch it is."""
         self.loader.begin_epoch(trainer.current_epoch)
         self._epoch_begun = time.perf_counter()
-        self._loss_sum, self._batches, self._photos = None, 0, 0
+        self._photos = 0
+        self.watch.begin_epoch()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count, look for a loss that is no number, and stop where asked to."""
+        """Count, look at the losses, save in mid-epoch, and stop where asked to."""
         photos = len(batch[0])
         self.loader.consumed += photos
-        self._photos += photos
-        self._batches += 1
-        loss = outputs["loss"].detach()
-        self._loss_sum = loss.double() if self._loss_sum is None else self._loss_sum + loss
-        if self._batches % _CHECK_EVERY == 0 or self._batches <= 2:
-            self._check_loss(trainer)
-        rate = self._photos / (time.perf_counter() - self._epoch_begun)
-        self.view.step(trainer.current_epoch, self._shown_loss, rate)
+        self._photos += photos * self.plan.processes.world_size
+        # fp16's scaler finds gradients that are too large by itself, and skips the step
+        norm = None if self.plan.recipe.train.precision == "fp16" else pl_module.gradient_norm
+        loss = outputs["loss"].detach() * self.plan.recipe.train.accumulate  # Lightning has divided it
+        self.watch.add(trainer.global_step, loss, norm, batch[2])
+        batches = self.watch.batches
+        looks = batches % _LOOK_EVERY == 0 or batches <= 2
+        problem = self.watch.look() if looks else None
+        if looks:
+            self._shown_loss = self.watch.mean()
+            self._log(trainer, pl_module)
+        elapsed = time.perf_counter() - self._epoch_begun
+        self.view.step(trainer.current_epoch, self._shown_loss, self._photos / elapsed, _gpu_memory(pl_module.device))
+        # between accumulated batches nothing can be saved: half a step is in the gradients
+        accumulate = self.plan.recipe.train.accumulate
+        at_step = (batch_idx + 1) % accumulate == 0
+        every = 1 if self.plan.processes.world_size == 1 else _AGREE_EVERY * accumulate
+        if not looks and not (at_step and (batch_idx + 1) % every == 0):
+            return
+        in_time = not (self.max_seconds and self.seconds > self.max_seconds)
+        bad, stop, late, due = self.plan.processes.any(
+            problem is not None, bool(self._signals.received), not in_time, self._due(trainer)
+        )
+        if bad:
+            self._diverged(trainer, problem)
         # behind an epoch's last batch its end comes first: evaluated and recorded, then saved
-        if self._stop_signal and not self.loader.at_end:
+        if at_step and not self.loader.at_end and (stop or due):
+            self._look(trainer)
             self.save(trainer)
-            raise self._interrupted(trainer)
-        if self.max_seconds and self.seconds > self.max_seconds:
+            if stop:
+                raise self._interrupted(trainer)
+        if late:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Evaluate, record and save."""
-        self._check_loss(trainer)
+        self._look(trainer)
+        processes, device = self.plan.processes, pl_module.device
         train_seconds = time.perf_counter() - self._epoch_begun
+        loss, batches, waited = processes.sum(
+            float(self.watch.sum) if self.watch.sum is not None else 0.0, self.watch.batches, self.loader.waited
+        )
         epoch = trainer.current_epoch
         row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-        row |= {"epoch": epoch, "step": trainer.global_step, "train_loss": self._shown_loss}
-        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row["images_per_second"] = self._photos / train_seconds
-        last = epoch + 1 >= self.total_epochs or trainer.should_stop
-        if self.val_loader is not None and (last or (epoch + 1) % self.eval_every == 0):
-            network: nn.Module = self.ema.network if self.ema is not None else pl_module.model
-            channels_last = pl_module.recipe.train.channels_last
-            correct, correct5, loss, count = top1_and_loss(network, self.val_loader, pl_module.device, channels_last)
-            row |= {"val_loss": loss / count, "val_top1": correct / count, "val_top5": correct5 / count}
-            self._keep_best(row["val_top1"], epoch, network, trainer)
+        row |= {"epoch": epoch, "step": trainer.global_step, "lr": _rate(trainer)}
+        row |= {"train_loss": loss / batches, "images_per_second": self._photos / train_seconds}
+        row |= {"data_wait": min(1.0, waited / processes.world_size / train_seconds)}
+        row["gradient_norm"] = float(pl_module.gradient_norm) if pl_module.gradient_norm is not None else None
+        row["ema_distance"] = self.ema.distance(pl_module.model) if self.ema is not None else None
+        row["gpu_memory_gb"] = _gpu_memory(device)
+        last = epoch + 1 >= self.plan.total_epochs or trainer.should_stop
+        if self.val_loader is not None and (last or (epoch + 1) % self.plan.recipe.train.eval_every == 0):
+            network: nn.Module = pl_module.whole(self.ema.network if self.ema is not None else pl_module.model)
+            row |= self._held_out(network.to(device), device)
+            score = row["val_top1"] if row["val_top1"] is not None else row["val_map"]
+            self._keep_best(score, epoch, network, trainer)
         row["seconds"] = self.seconds
         self.rows.append(row)
-        for name in ("train_loss", "val_loss", "val_top1", "lr", "images_per_second"):
-            if row[name] is not None:
-                trainer.logger.log_metrics({name: row[name]}, step=trainer.global_step)  # type: ignore[union-attr]
-        write_text(self.out / METRICS_FILE, metrics_csv(self.rows))
+        self._log_row(trainer, row)
+        if processes.is_first:
+            write_text(self.plan.out / METRICS_FILE, metrics_csv(self.rows))
         self.save(trainer)
-        self.view.epoch(row, self.seconds / (epoch + 1) * max(0, self.total_epochs - epoch - 1))
-        if self._stop_signal and not last:
+        self.view.epoch(row, self.seconds / (epoch + 1) * max(0, self.plan.total_epochs - epoch - 1))
+        (stop,) = processes.any(bool(self._signals.received))
+        if stop and not last:
             raise self._interrupted(trainer)
+        if self.plan.on_epoch is not None:
+            self.plan.on_epoch(dict(row))
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write checkpoints/last.ckpt, whole or not at all."""
-        atomic_write(self.out / LAST_CHECKPOINT, trainer.save_checkpoint)
+        """Write checkpoints/last.ckpt, whole or not at all, with all processes taking part."""
+        save_checkpoint(self.plan.out, trainer.save_checkpoint, self.plan.processes)
+        self._saved_at, self._saved_step = time.perf_counter(), trainer.global_step
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back and take the bar away."""
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        self._old_handlers = {}
+        self._signals.give_back()
         self.view.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond weights and optimiser."""
-        part = {"loss_sum": float(self._loss_sum) if self._loss_sum is not None else 0.0, "batches": self._batches}
-        return {"rows": self.rows, "seconds": self.seconds, "rng": _get_rng(), "best": self.best, "part": part}
+        """What a resumed run needs beyond weights and optimiser; gathered, so every process must call it."""
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "random": self.plan.processes.gather(random_state()),
+            "best": self.best,
+            "watch": self.plan.processes.gather(self.watch.state_dict()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on recording where the saved run stood."""
         self.rows = state_dict["rows"]
         self._seconds_before = state_dict["seconds"]
-        self._restored_rng = state_dict["rng"]
         self.best = state_dict["best"]
-        self._restored_part = state_dict["part"]
+        watches, rank = state_dict["watch"], self.plan.processes.rank
+        self._restored = {"random": state_dict["random"], "watch": watches[min(rank, len(watches) - 1)]}
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        train = self.plan.recipe.train
+        minutes, steps = train.checkpoint_minutes, train.checkpoint_steps
+        in_time = minutes is not None and time.perf_counter() - self._saved_at > minutes * 60
+        taken = trainer.global_step - self._saved_step
+        return taken > 0 and (in_time or (steps is not None and taken >= steps))
+
+    def _held_out(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """The figures of one pass over the held-out photos."""
+        forward = network_forward(network, device, self.plan.recipe.train.channels_last)
+        with eval_mode(network):
+            seen = look_at(forward, self.val_loader, self.plan.processes)
+        found = {"val_loss": seen.mean_loss()}
+        if self.plan.recipe.data.multi_label:
+            return found | {"val_map": mean_average_precision(seen.logits, seen.targets)}
+        count = len(seen.targets)
+        return found | {"val_top1": seen.correct_among(1) / count, "val_top5": seen.correct_among(5) / count}
 
     def _interrupted(self, trainer: pl.Trainer) -> TrainingInterrupted:
+        names = [name for name in self.plan.processes.gather(self._signals.received) if name]
         return TrainingInterrupted(
-            f"stopped by {self._stop_signal} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
-            f"the state is saved, go on with: {self.resume_hint}"
+            f"stopped by {names[0]} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
+            f"the state is saved, go on with: {self.plan.resume_hint}"
         )
 
-    def _keep_best(self, top1: float, epoch: int, network: nn.Module, trainer: pl.Trainer) -> None:
-        if self.patience is None:
+    def _look(self, trainer: pl.Trainer) -> None:
+        """Look at the last losses before anything of them is saved."""
+        problem = self.watch.look()
+        self._shown_loss = self.watch.mean()
+        (bad,) = self.plan.processes.any(problem is not None)
+        if bad:
+            self._diverged(trainer, problem)
+
+    def _diverged(self, trainer: pl.Trainer, problem: str | None) -> None:
+        found = [one for one in self.plan.processes.gather(problem) if one]
+        kept = f"the checkpoint of step {self._saved_step} is kept" if self._saved_step else "nothing was saved yet"
+        raise TrainingDiverged(
+            f"{found[0]} (epoch {trainer.current_epoch + 1}); {kept}. Lower optim.lr or set optim.clip_grad_norm=1.0"
+        )
+
+    def _keep_best(self, score: float, epoch: int, network: nn.Module, trainer: pl.Trainer) -> None:
+        patience = self.plan.recipe.train.early_stop_patience
+        if patience is None:
             return
-        if top1 > self.best["top1"]:
+        if score > self.best["score"]:
             weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-            self.best = {"top1": top1, "epoch": epoch, "weights": weights}
-        elif epoch - self.best["epoch"] >= self.patience:
+            self.best = {"score": score, "epoch": epoch, "weights": weights}
+        elif epoch - self.best["epoch"] >= patience:
             trainer.should_stop = True
 
-    def _mean_loss(self) -> float:
-        return float(self._loss_sum) / self._batches if self._loss_sum is not None else math.nan
+    def _log(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Figures of this moment for TensorBoard and the others."""
+        elapsed = max(1e-9, time.perf_counter() - self._epoch_begun)
+        values = {
+            "step/loss": self._shown_loss,
+            "step/lr": _rate(trainer),
+            "step/images_per_second": self._photos / elapsed,
+            "step/data_wait": min(1.0, self.loader.waited / elapsed),
+        }
+        if pl_module.gradient_norm is not None:
+            values["step/gradient_norm"] = float(pl_module.gradient_norm)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
-    def _check_loss(self, trainer: pl.Trainer) -> None:
-        self._shown_loss = self._mean_loss()
-        if self._batches and not math.isfinite(self._shown_loss):
-            raise TrainingDiverged(
-                f"the loss is no longer a number at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
-                f"the last checkpoint is of an earlier epoch. Lower optim.lr or set optim.clip_grad_norm=1.0"
-            )
-
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        if self._stop_signal:  # a second Ctrl-C: stop at once, as it always does
-            raise KeyboardInterrupt
-        self._stop_signal = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    def _log_row(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
+        values = {name: value for name, value in row.items() if value is not None and name not in ("epoch", "step")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
 
 def metrics_csv(rows: list[dict[str, Any]]) -> str:
@@ -221,22 +295,11 @@ def metrics_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _get_rng() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(words), gauss],
-        "numpy": [str(name), torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, cached],
-    }
+def _gpu_memory(device: torch.device) -> float | None:
+    """The most memory the run has taken of its GPU so far, in GB; None without one."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
-def _set_rng(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+def _rate(trainer: pl.Trainer) -> float:
+    """The learning rate of the layer that learns fastest."""
+    return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)

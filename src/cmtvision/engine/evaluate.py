@@ -1,7 +1,8 @@
 """Evaluation with exact counts: every usable photo once, integers until the last division."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from cmtvision.artefact import Predictor, load
-from cmtvision.data import DatasetIndex, Sample, Skipped, read_dataset
+from cmtvision.artefact.predictor import pick_device
+from cmtvision.data import DatasetIndex, PhotoPath, Sample, Skipped, read_dataset
 from cmtvision.engine.loaders import eval_loader
-from cmtvision.engine.run_folder import RUN_FILE, SPLIT_FILE
-from cmtvision.errors import DataError
-from cmtvision.recipe import DataSection
+from cmtvision.engine.multilabel import MultiLabelEvaluation, multilabel_evaluation
+from cmtvision.engine.processes import SINGLE, Processes, join_processes
+from cmtvision.engine.run_folder import RECIPE_FILE, RUN_FILE, SPLIT_FILE, name_of
+from cmtvision.errors import ConfigError, DataError
+from cmtvision.recipe import DataSection, load_recipe
 
 Progress = Callable[[int, int], None]
 Split = Literal["val", "train", "all"]
@@ -37,7 +41,7 @@ class ClassScore:
 class PhotoResult:
     """One photo: its file, true and predicted class numbers, and the predicted class's probability."""
 
-    path: Path
+    path: PhotoPath
     label: int
     predicted: int
     probability: float
@@ -88,6 +92,15 @@ class Evaluation:
             scores.append(ClassScore(name, images, correct, recall, correct / claimed if claimed else None))
         return scores
 
+    def headline(self) -> str:
+        """The figure to look at first, in words."""
+        said = f"accuracy: {self.top1:.2%} ({self.top1_correct}/{self.num_images})"
+        return said + (f", among the first five: {self.top5:.2%}" if len(self.classes) > 5 else "")
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that an artefact carries."""
+        return {key: getattr(self, key) for key in ("num_images", "top1_correct", "top1", "top5", "loss")}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single predictions, ready for JSON."""
         return {
@@ -114,8 +127,8 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
-) -> Evaluation:
-    """Evaluate a trained model on a data set.
+) -> Evaluation | MultiLabelEvaluation:
+    """Evaluate a trained model on a data set; with several processes (torchrun, SLURM) each photo is seen by one.
 
     Args:
         model: a run folder, an artefact, or a Predictor.
@@ -131,14 +144,16 @@ def evaluate(
         CheckpointError: the model cannot be opened.
         DataError: the data cannot be used, or has classes that the model does not know.
     """
-    predictor = model if isinstance(model, Predictor) else load(model, device)
-    chosen_by_run = None if isinstance(model, Predictor) else _run_split(model, data)
-    source, root = chosen_by_run or (Path(data), None)
-    index = read_dataset(source, root=root, classes=predictor.classes, val_fraction=0)
-    samples, chosen = _choose(index, split)
-    return evaluate_samples(
-        predictor, samples, DataSection(workers=workers), batch_size, chosen, index.skipped, progress
-    )
+    with join_processes(pick_device(device)) as processes:
+        predictor = model if isinstance(model, Predictor) else load(model, processes.device(pick_device(device)))
+        multi_label = predictor.task == "multi-label"
+        how = {} if isinstance(model, Predictor) else _as_the_run_read(model, data)
+        index = processes.first(
+            lambda: read_dataset(data, classes=predictor.classes, val_fraction=0, multi_label=multi_label, **how)
+        )
+        samples, chosen = _choose(index, split)
+        section = DataSection(workers=workers, multi_label=multi_label)
+        return evaluate_samples(predictor, samples, section, batch_size, chosen, index.skipped, progress, processes)
 
 
 def evaluate_samples(
@@ -149,45 +164,103 @@ def evaluate_samples(
     split: str,
     skipped: Sequence[Skipped] = (),
     progress: Progress | None = None,
-) -> Evaluation:
-    """Evaluate a Predictor on a list of photos whose labels are its class numbers."""
-    loader = eval_loader(samples, predictor.preprocess, data, batch_size)
-    count = len(predictor.classes)
-    confusion = np.zeros((count, count), dtype=np.int64)
-    predictions: list[PhotoResult] = []
-    top5, loss = 0, 0.0
-    for images, labels, indices in loader:
-        logits = predictor.forward(images)
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        probability, predicted = logits.softmax(dim=1).max(dim=1)
-        top5 += int((logits.topk(min(5, count)).indices == labels[:, None]).sum())
-        np.add.at(confusion, (labels.numpy(), predicted.numpy()), 1)
-        rows = zip(indices.tolist(), labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
-        predictions += [PhotoResult(samples[i].path, y, p, q) for i, y, p, q in rows]
-        if progress is not None:
-            progress(len(predictions), len(samples))
+    processes: Processes = SINGLE,
+) -> Evaluation | MultiLabelEvaluation:
+    """Evaluate a Predictor on a list of photos whose labels are its class numbers.
+
+    With several processes each photo is seen by exactly one of them, and all get the same result.
+    """
+    classes = predictor.classes
+    mine = processes.share(len(samples))
+    loader = eval_loader(samples, predictor.preprocess, data, batch_size, share=mine, num_classes=len(classes))
+    seen = look_at(predictor.forward, loader, processes, progress, len(samples))
+    if data.multi_label:
+        paths = [samples[i].path for i in seen.indices.tolist()]
+        return multilabel_evaluation(classes, seen.logits, seen.targets, split, paths, skipped)
+    probability, predicted = seen.logits.softmax(dim=1).max(dim=1)
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (seen.targets.numpy(), predicted.numpy()), 1)
+    rows = zip(seen.indices.tolist(), seen.targets.tolist(), predicted.tolist(), probability.tolist(), strict=True)
     return Evaluation(
-        classes=predictor.classes,
+        classes=classes,
         split=split,
-        num_images=len(predictions),
+        num_images=len(seen.targets),
         top1_correct=int(confusion.trace()),
-        top5_correct=top5,
-        loss=loss / len(predictions),
+        top5_correct=seen.correct_among(5),
+        loss=seen.mean_loss(),
         confusion=confusion,
-        predictions=predictions,
+        predictions=[PhotoResult(samples[i].path, label, best, share) for i, label, best, share in rows],
         skipped=list(skipped),
     )
 
 
-def _run_split(model: str | Path, data: str | Path) -> tuple[Path, Path] | None:
-    """The split file and image root of a run, where the data is the run's own and the run chose its split."""
+@dataclass(frozen=True)
+class Seen:
+    """What a network said of photos, in the order of their indices, whichever process saw them.
+
+    Attributes:
+        indices: (N,) int64, each photo once.
+        logits: (N, C) float32.
+        targets: (N,) class numbers, or (N, C) 0 and 1 where a photo may have several labels.
+    """
+
+    indices: torch.Tensor
+    logits: torch.Tensor
+    targets: torch.Tensor
+
+    def correct_among(self, first: int) -> int:
+        """Photos whose class is among the first so many."""
+        best = self.logits.topk(min(first, self.logits.shape[1])).indices
+        return int((best == self.targets[:, None]).sum())
+
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats (of all class decisions, where a photo may have several labels)."""
+        logits = self.logits.double()
+        if self.targets.ndim == 1:
+            return float(F.cross_entropy(logits, self.targets))
+        return float(F.binary_cross_entropy_with_logits(logits, self.targets.double()))
+
+
+def look_at(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    loader: Iterable[Any],
+    processes: Processes = SINGLE,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Seen:
+    """Run a network over a loader's photos and bring together what all processes saw.
+
+    Args:
+        forward: preprocessed images (B, C, H, W) -> logits (B, classes).
+        loader: this process's share: (images, targets, indices).
+        progress: called as progress(done, total), where done counts this process's share times the processes.
+        total: photos in all.
+    """
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    done = 0
+    for images, targets, indices in loader:
+        parts.append((indices, forward(images).float().cpu(), targets))
+        done += len(indices)
+        if progress is not None:
+            progress(min(total, done * processes.world_size), total)
+    own = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    everyone = processes.gather(own)
+    indices, logits, targets = (torch.cat(column) for column in zip(*everyone, strict=True))
+    order = indices.argsort()
+    return Seen(indices[order], logits[order], targets[order])
+
+
+def _as_the_run_read(model: str | Path, data: str | Path) -> dict[str, Any]:
+    """How to read a data set as the run did: its columns, and on the run's own data the split that the run chose."""
     run = Path(model)
     try:
+        section = load_recipe(run / RECIPE_FILE).data
         info = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-        chosen = info["split_source"] == "seeded" and Path(info["data"]) == Path(data).resolve()
-        return (run / SPLIT_FILE, Path(info["root"])) if chosen else None
-    except (OSError, ValueError, KeyError):
-        return None
+        own = info["split_source"] == "seeded" and info["data"] == name_of(data)
+    except (OSError, ValueError, KeyError, ConfigError):  # an artefact by itself
+        return {}
+    columns = {"image_column": section.image_column, "label_column": section.label_column}
+    return {"split_file": run / SPLIT_FILE, **columns} if own else columns
 
 
 def _choose(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:
@@ -201,22 +274,27 @@ def _choose(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:
     return samples, split
 
 
-def top1_and_loss(
-    model: torch.nn.Module, loader: Any, device: torch.device, channels_last: bool
-) -> tuple[int, int, float, int]:
-    """Counts of one pass in training: (top-1 correct, top-5 correct, summed cross-entropy, photos)."""
-    correct, correct5, total = 0, 0, 0
-    loss = 0.0
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for images, labels, _ in loader:
-            memory_format = torch.channels_last if channels_last else torch.contiguous_format
-            logits = model(images.to(device, memory_format=memory_format)).float().cpu()
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            correct += int(hits[:, 0].sum())
-            correct5 += int(hits.sum())
-            total += len(labels)
-    model.train(was_training)
-    return correct, correct5, loss, total
+def network_forward(
+    network: torch.nn.Module, device: torch.device, channels_last: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A forward pass of a network in training, as ``look_at`` wants it: eval mode, no gradients."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = network(images.to(device, memory_format=memory_format))
+            return logits
+
+    return forward
+
+
+@contextmanager
+def eval_mode(network: torch.nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module is in the mode that it had, frozen norms too."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,45 +1,51 @@
 """Training, from a recipe and a folder of photos to a run folder (see run_folder.py for what it holds)."""
 
 import json
-import logging
 import shlex
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from cmtvision.artefact import Artefact, Predictor, write_artefact
-from cmtvision.artefact.files import write_text
+from cmtvision.artefact.files import Task, write_text
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.data import DatasetIndex, Skipped, read_dataset
+from cmtvision.data import DatasetIndex, Skipped
 from cmtvision.engine.batch_size import largest_batch
 from cmtvision.engine.build import BuiltModel, build_model
-from cmtvision.engine.callbacks import RunCallback, TrainingInterrupted
+from cmtvision.engine.callbacks import RunCallback, RunPlan
+from cmtvision.engine.checkpoints import find_checkpoint, has_checkpoint
+from cmtvision.engine.distill import build_distiller
 from cmtvision.engine.ema import EmaCallback
 from cmtvision.engine.evaluate import Evaluation, evaluate_samples
-from cmtvision.engine.loaders import TrainLoader, eval_loader, train_loader
+from cmtvision.engine.fsdp import check_sharding
+from cmtvision.engine.held_out import read_photos
+from cmtvision.engine.lightning_settings import quiet_lightning, run_settings, trainer_place, trainer_precision
+from cmtvision.engine.loaders import TrainLoader, class_counts, eval_loader, train_loader
 from cmtvision.engine.module import TrainingModule
+from cmtvision.engine.multilabel import MultiLabelEvaluation
+from cmtvision.engine.optim import freeze
+from cmtvision.engine.processes import Processes, join_processes
 from cmtvision.engine.progress import ProgressView
 from cmtvision.engine.run_folder import (
     EVALUATION_FILE,
-    LAST_CHECKPOINT,
-    TENSORBOARD_FOLDER,
     check_free,
-    check_same_data,
+    check_same_run,
+    is_unbegun,
     write_beginning,
+    write_data_record,
 )
+from cmtvision.engine.stopping import TrainingDiverged, TrainingInterrupted
+from cmtvision.engine.sync_bn import synchronise_batch_norm
+from cmtvision.engine.tracking import build_loggers
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.recipe import Recipe
-from cmtvision.weights.files import read_pickle
 
-__all__ = ["FitResult", "TrainingInterrupted", "fit"]
+__all__ = ["FitResult", "TrainingDiverged", "TrainingInterrupted", "fit"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,16 @@ class FitResult:
         metrics: the last row of metrics.csv.
         evaluation: the final model on the held-out photos, None where nothing was held out.
         skipped: files left out when the data was read.
-        failures: photos that could no longer be read during training.
+        failures: names of photos that could no longer be read during training.
         seconds: time of training.
         epochs: epochs trained.
     """
 
     out: Path
     metrics: dict[str, Any]
-    evaluation: Evaluation | None
+    evaluation: Evaluation | MultiLabelEvaluation | None
     skipped: list[Skipped] = field(default_factory=list)
-    failures: list[Path] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     epochs: int = 0
 
@@ -70,54 +76,60 @@ def fit(
     data: str | Path,
     out: str | Path,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
+    accept_changed_data: bool = False,
     console: Console | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    index: DatasetIndex | None = None,
 ) -> FitResult:
-    """Train a classifier on a folder of class folders or a CSV.
+    """Train a classifier.
+
+    Where torchrun or SLURM started several processes, each calls this and all take part: every one sees its share of
+    each batch, the first writes the run folder, and all return the same result.
 
     Args:
         recipe: what the run is.
         data: the photos (see ``cmtvision.data.read_dataset``).
-        out: the run folder to write.
-        resume: go on with the run in ``out``; recipe and data must be its own.
+        out: the run folder to write; on several machines a folder that all of them see.
+        resume: go on with the run in ``out``; recipe and data must be its own. 'auto' goes on where there is something
+            to go on with and starts otherwise.
         overwrite: replace a run that is already there.
+        accept_changed_data: go on although photos were added or removed since the run began.
         console: where progress is shown; None for silence.
+        on_epoch: called with each new row of metrics.csv; what it raises ends training.
+        index: the list of photos, where ``data`` has been read already.
 
     Raises:
         ConfigError: a recipe that cannot be carried out, or a run folder in the way.
         DataError: photos that cannot be used, or that changed since the run began.
         CheckpointError: weights that do not fit, or a disk that is full.
-        TrainingInterrupted: stopped by Ctrl-C or SIGTERM, with the state saved.
+        TrainingInterrupted: stopped by Ctrl-C, SIGTERM or SIGUSR1, with the state saved.
+        TrainingDiverged: the loss is no longer a number or grows without end.
     """
     out = Path(out)
-    check_free(out, resume, overwrite)
-    device = torch.device(pick_device(recipe.train.device))
-    section = recipe.data
-    index = read_dataset(
-        data,
-        val_fraction=section.val_fraction,
-        split_seed=section.split_seed,
-        max_pixels=section.max_pixels,
-        max_bytes=section.max_bytes,
-    )
-    with _quiet_lightning(), _settings(recipe):
-        built = build_model(recipe, len(index.classes))
-        if recipe.train.channels_last:
-            built.model.to(memory_format=torch.channels_last)
-        batch_size = _batch_size(recipe, built, device, len(index.train))
-        loader = train_loader(index, built.preprocess, recipe, batch_size)
-        if resume:
-            check_same_data(out, index)
-        else:
-            write_beginning(out, recipe, data, index)
-        return _run(recipe, data, out, index, built, loader, device, resume, console)
+    with join_processes(pick_device(recipe.train.device)) as processes:
+        if recipe.train.strategy == "fsdp":
+            check_sharding(recipe, processes)
+        console = console if processes.is_first else None
+        go_on = processes.first(lambda: _resumes(out, resume, overwrite))
+        photos = processes.first(lambda: index if index is not None else read_photos(recipe, data))
+        device = torch.device(processes.device(pick_device(recipe.train.device)))
+        with quiet_lightning(), run_settings(recipe):
+            built = build_model(recipe, len(photos.classes))
+            freeze(built.model, recipe)
+            if recipe.train.channels_last:
+                built.model.to(memory_format=torch.channels_last)
+            batch_size = _batch_size(recipe, built, device, len(photos.train), processes)
+            loader = train_loader(photos, built.preprocess, recipe, batch_size, processes)
+            loader.accept_changed = accept_changed_data
+            plan = RunPlan(recipe, out, processes, _resume_hint(data, out, processes), on_epoch)
+            processes.first(lambda: _prepare_folder(plan, data, photos, go_on, accept_changed_data))
+            return _run(plan, photos, built, loader, device, go_on, console)
 
 
 def _run(
-    recipe: Recipe,
-    data: str | Path,
-    out: Path,
+    plan: RunPlan,
     index: DatasetIndex,
     built: BuiltModel,
     loader: TrainLoader,
@@ -125,48 +137,58 @@ def _run(
     resume: bool,
     console: Console | None,
 ) -> FitResult:
-    train, schedule = recipe.train, recipe.schedule
-    batch_size = loader.batch_size or 1
-    epochs = schedule.epochs + schedule.cooldown_epochs
-    steps_per_epoch = -(-len(loader) // train.accumulate)
-    module = TrainingModule(built.model, recipe, len(index.classes), steps_per_epoch, batch_size * train.accumulate)
+    recipe, processes = plan.recipe, plan.processes
+    train, batch_size = recipe.train, loader.batch_size or 1
     ema = EmaCallback(built.model, recipe.ema) if recipe.ema.enabled else None
-    eval_batch = train.eval_batch_size or batch_size * 2
+    module = TrainingModule(
+        built.model,
+        recipe,
+        class_counts(index.train, len(index.classes)),
+        steps_per_epoch=-(-len(loader) // train.accumulate),
+        effective_batch=batch_size * train.accumulate * processes.world_size,
+        distiller=build_distiller(recipe, index.classes, built.model, _input_size(built), device),
+        rank=processes.rank,
+    )
+    if processes.world_size > 1 and train.sync_bn:
+        module.model = synchronise_batch_norm(module.model, device)
     val_loader = None
     if index.val:
-        val_loader = eval_loader(index.val, built.preprocess, recipe.data, eval_batch, cache=recipe.data.cache)
-    record = RunCallback(
-        out,
-        loader,
-        val_loader,
-        ema,
-        ProgressView(console, len(loader) * epochs, epochs),
-        resume_hint=f"cmtvision train {shlex.quote(str(data))} --out {shlex.quote(str(out))} --resume",
-        total_epochs=epochs,
-        patience=train.early_stop_patience,
-        max_minutes=train.max_minutes,
-        eval_every=train.eval_every,
-    )
+        val_loader = eval_loader(
+            index.val,
+            built.preprocess,
+            recipe.data,
+            train.eval_batch_size or batch_size * 2,
+            cache=recipe.data.cache,
+            share=processes.share(len(index.val)),
+            num_classes=len(index.classes),
+            local_world_size=processes.local_world_size,
+        )
+    view = ProgressView(console, len(loader) * plan.total_epochs, plan.total_epochs)
+    record = RunCallback(plan, loader, val_loader, ema, view)
     trainer = pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=1,
-        precision=_precision(recipe, device),  # type: ignore[arg-type]
-        max_epochs=epochs,
+        **trainer_place(recipe, device, processes),
+        precision=trainer_precision(recipe, device),  # type: ignore[arg-type]
+        max_epochs=plan.total_epochs,
         max_steps=train.max_steps or -1,
         accumulate_grad_batches=train.accumulate,
         gradient_clip_val=recipe.optim.clip_grad_norm,
         callbacks=[callback for callback in (ema, record) if callback is not None],
-        logger=TensorBoardLogger(str(out), name="", version=TENSORBOARD_FOLDER),
+        logger=build_loggers(recipe, plan.out) if processes.is_first else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    checkpoint = str(out / LAST_CHECKPOINT) if resume else None
-    if checkpoint:
-        read_pickle(Path(checkpoint))  # a torn file is named here, before Lightning trips over it
+    checkpoint = None
+    if resume:
+        checkpoint, damaged = processes.first(lambda: find_checkpoint(plan.out))
+        if console is not None:
+            for line in damaged:
+                console.print(f"{line}; going on from {checkpoint.name}", highlight=False, markup=False)
+    if processes.rank:  # each process draws its own dropout and drop path; the weights are the first one's
+        torch.manual_seed(recipe.seed + processes.rank)
     try:
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"batches of {batch_size} do not fit in the memory of {device}; set train.batch_size=auto, "
@@ -176,15 +198,14 @@ def _run(
         if resume and "state_dict" in str(error):
             raise CheckpointError(f"{checkpoint}: does not fit this recipe; start anew without --resume") from error
         raise
-    network = ema.network if ema is not None else module.model
+    network = module.whole(ema.network if ema is not None else module.model)
     if record.best["weights"] is not None:
         network.load_state_dict(record.best["weights"])
-    return _finish(recipe, out, index, built, network.cpu().eval(), loader, record)
+    return _finish(plan, index, built, network.cpu().eval(), loader, record)
 
 
 def _finish(
-    recipe: Recipe,
-    out: Path,
+    plan: RunPlan,
     index: DatasetIndex,
     built: BuiltModel,
     network: torch.nn.Module,
@@ -192,15 +213,16 @@ def _finish(
     record: RunCallback,
 ) -> FitResult:
     """Evaluate the final network once more as everyone will use it, and write the artefact."""
-    artefact = Artefact(network, recipe.model.name, built.arguments, index.classes, built.preprocess)
+    recipe, out, processes = plan.recipe, plan.out, plan.processes
+    task: Task = "multi-label" if index.multi_label else "single-label"
+    artefact = Artefact(network, recipe.model.name, built.arguments, index.classes, built.preprocess, task=task)
     evaluation = None
     metrics: dict[str, Any] = {}
     if index.val:
-        predictor = Predictor(artefact, recipe.train.device)
-        evaluation = evaluate_samples(predictor, index.val, recipe.data, 128, "val", index.skipped)
+        predictor = Predictor(artefact, processes.device(pick_device(recipe.train.device)))
+        evaluation = evaluate_samples(predictor, index.val, recipe.data, 128, "val", index.skipped, processes=processes)
         network.cpu()
-        metrics = {key: getattr(evaluation, key) for key in ("num_images", "top1_correct", "top1", "top5", "loss")}
-        write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=1) + "\n")
+        metrics = evaluation.summary()
     epochs = len(record.rows)
     row = record.rows[-1] if record.rows else {}
     seconds = float(row.get("seconds", record.seconds))
@@ -210,65 +232,61 @@ def _finish(
         "train_images": len(index.train),
         "epochs": epochs,
         "train_seconds": round(seconds, 1),
+        "processes": processes.world_size,
     }
-    write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance))
-    return FitResult(out, row, evaluation, index.skipped, loader.photos.failures, seconds, epochs)
+
+    def write() -> None:
+        if evaluation is not None:
+            write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=1) + "\n")
+        write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance))
+
+    processes.first(write)
+    failures = sorted({str(path) for paths in processes.gather(loader.photos.failures) for path in paths})
+    return FitResult(out, row, evaluation, index.skipped, failures, seconds, epochs)
 
 
-def _batch_size(recipe: Recipe, built: BuiltModel, device: torch.device, num_train: int) -> int:
-    asked = recipe.train.batch_size
-    if asked == "auto":
+def _resumes(out: Path, resume: bool | Literal["auto"], overwrite: bool) -> bool:
+    """Whether to go on with a run; refuses a folder in the way."""
+    if resume == "auto":
+        resume = has_checkpoint(out)
+        overwrite = overwrite or is_unbegun(out)
+    check_free(out, resume, overwrite)
+    return resume
+
+
+def _prepare_folder(plan: RunPlan, data: str | Path, index: DatasetIndex, resume: bool, accept_changed: bool) -> None:
+    out, recipe, world_size = plan.out, plan.recipe, plan.processes.world_size
+    if not resume:
+        write_beginning(out, recipe, data, index, world_size)
+        return
+    check_same_run(out, index, world_size, accept_changed)
+    if accept_changed:
+        write_data_record(out, recipe, data, index, world_size)
+
+
+def _resume_hint(data: str | Path, out: Path, processes: Processes) -> str:
+    devices = f" --devices {processes.world_size}" if processes.world_size > 1 and processes.num_nodes == 1 else ""
+    return f"cmtvision train {shlex.quote(str(data))} --out {shlex.quote(str(out))} --resume{devices}"
+
+
+def _input_size(built: BuiltModel) -> tuple[int, int, int]:
+    return (built.preprocess.channels, *built.preprocess.size)
+
+
+def _batch_size(recipe: Recipe, built: BuiltModel, device: torch.device, num_train: int, processes: Processes) -> int:
+    own = num_train // processes.world_size
+    if recipe.train.batch_size == "auto":
         model = built.model.to(device).train()
-        size = (built.preprocess.channels, *built.preprocess.size)
-        asked = largest_batch(model, size, device, num_train)
-    wanted = min(asked, num_train)
+        # every process counts with its own memory; all take what the smallest allows
+        precision = {"32-true": "fp32"}.get(trainer_precision(recipe, device), "bf16")
+        own_limit = largest_batch(model, _input_size(built), device, own, precision=precision)
+        fitting: int = min(processes.gather(own_limit))
+    else:
+        fitting = recipe.train.batch_size
+    wanted = min(fitting, own)
     if wanted < 2:
+        shared = f" for {processes.world_size} processes" if processes.world_size > 1 else ""
         raise ConfigError(
-            f"{num_train} training photo(s), batch size {wanted}: batch norm needs at least two at a time"
+            f"{num_train} training photo(s){shared}, batch size {wanted}: batch norm needs at least two at a time"
         )
     return wanted
-
-
-def _precision(recipe: Recipe, device: torch.device) -> str:
-    wanted = recipe.train.precision
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if wanted == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]
-
-
-@contextmanager
-def _settings(recipe: Recipe) -> Iterator[None]:
-    """Seed, threads and determinism of a run; what the process had before comes back after."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cuda = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(recipe.seed)
-        if recipe.train.threads:
-            torch.set_num_threads(recipe.train.threads)
-        if recipe.train.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning's advice is for programmers; the person who trains sees our own messages."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
-            warnings.filterwarnings("ignore", message=r".*(lr_scheduler\.step|does not have many workers|LeafSpec).*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,17 +1,30 @@
-"""The training step: network, loss, mixing of images, optimiser and learning rate."""
+"""The training step: network, teacher, loss, mixing of images, optimiser and learning rate."""
 
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+import torch.distributed as dist
 from torch import nn
 
 from cmtvision.data.augment import mixer
+from cmtvision.engine.distill import Distiller
+from cmtvision.engine.fsdp import is_sharded, shard_network, whole_number, whole_state
 from cmtvision.engine.loaders import Batch
+from cmtvision.engine.losses import build_loss
+from cmtvision.engine.optim import (
+    build_optimizer,
+    build_scheduler,
+    learns_head_only,
+    peak_lr,
+    set_head_only,
+    step_epoch,
+)
 from cmtvision.recipe import Recipe
+
+_NORM_EVERY = 20  # steps between looks at the gradients' norm where nothing clips it
 
 
 class TrainingModule(pl.LightningModule):
@@ -20,77 +33,117 @@ class TrainingModule(pl.LightningModule):
     Args:
         model: the network; ``compile`` in the recipe wraps it, not this module.
         recipe: what the run is.
-        num_classes: width of the logits.
+        class_counts: training photos of each class, whose number is the width of the logits.
         steps_per_epoch: optimiser steps in an epoch.
-        effective_batch: images that one optimiser step sees, over all devices and accumulated batches.
+        effective_batch: images that one optimiser step sees, over all processes and accumulated batches.
+        distiller: the teacher; None to learn from the labels alone.
+        rank: with the seed and the step it decides what is mixed, so that processes mix differently.
+
+    Attributes:
+        gradient_norm: of the last step that looked, a scalar tensor; None before.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, num_classes: int, steps_per_epoch: int, effective_batch: int
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        class_counts: Sequence[int],
+        steps_per_epoch: int,
+        effective_batch: int,
+        distiller: Distiller | None = None,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
-        self.peak_lr = recipe.optim.lr * (
-            effective_batch / recipe.optim.lr_base_batch if recipe.optim.lr_base_batch else 1.0
-        )
-        self.mixer = mixer(recipe.augment, num_classes)
+        self.rank = rank
+        self.peak_lr = peak_lr(recipe, effective_batch)
+        self.mixer = mixer(recipe.augment, len(class_counts))
+        self.loss = build_loss(recipe, class_counts)
+        self.distiller = distiller
+        self.gradient_norm: torch.Tensor | None = None
         # kept out of the module tree, so that the names of saved weights do not depend on compiling
-        self._run = [torch.compile(model, dynamic=False) if recipe.train.compile else model]
+        self._run: list[Any] = [torch.compile(model, dynamic=False) if recipe.train.compile else model]
+        self._plain: list[nn.Module] = []  # the network before it was spread over processes
+
+    def configure_model(self) -> None:
+        """Spread the network over the processes where the strategy is fsdp."""
+        if self.device_mesh is not None and not self._plain:
+            self._plain.append(deepcopy(self.model).cpu())
+            shard_network(self.model, self.device_mesh["data_parallel"])
+
+    def whole(self, network: nn.Module) -> nn.Module:
+        """A network like ``model``, to be evaluated and saved: itself, or with fsdp a plain copy on the CPU.
+
+        All processes must call it. They evaluate different numbers of batches, which a network spread over them could
+        not. Norms that are not synchronised have other statistics in each process: all take the first one's.
+        """
+        if not is_sharded(network):
+            if dist.is_initialized():
+                for buffer in network.buffers():
+                    dist.broadcast(buffer, src=0)
+            return network
+        plain = deepcopy(self._plain[0])
+        plain.load_state_dict(whole_state(network))
+        return plain
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) -> logits (B, num_classes)."""
-        if self.recipe.train.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits: torch.Tensor = self._run[0](images)
+        logits: torch.Tensor = self._run[0](self._laid_out(images))
         return logits
+
+    def on_train_start(self) -> None:
+        """Freeze what the epoch that training begins or goes on with wants frozen."""
+        self._choose_what_learns()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze what the epoch wants frozen."""
+        self._choose_what_learns()
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of one batch."""
-        images, labels, _ = batch
+        images, targets, _ = batch
         if self.mixer is not None:
-            images, targets = self.mixer(
-                images, labels, seed=self.recipe.seed, epoch=self.current_epoch, step=batch_idx
-            )
-            return F.cross_entropy(self(images).float(), targets)
-        return F.cross_entropy(self(images).float(), labels, label_smoothing=self.recipe.augment.label_smoothing)
+            # a process's own number of batches, so that no two of a run mix alike
+            step = batch_idx + self.rank * self.steps_per_epoch * self.recipe.train.accumulate
+            images, targets = self.mixer(images, targets, seed=self.recipe.seed, epoch=self.current_epoch, step=step)
+        if self.distiller is None:
+            return self.loss(self(images).float(), targets)
+        images = self._laid_out(images)
+        logits, features = self.distiller.student_forward(self._run[0], images)
+        own = self.loss(logits.float(), targets)
+        share = self.recipe.distill.alpha
+        return (1 - share) * own + share * self.distiller(images, logits.float(), features)
 
     def configure_optimizers(self) -> Any:
-        """The recipe's optimiser, without weight decay on biases and norms, and its learning-rate schedule."""
-        optim, schedule = self.recipe.optim, self.recipe.schedule
-        kwargs: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps} if "adam" in optim.name else {}
-        # a fused step unscales fp16 gradients itself, behind the clipping
-        if optim.name == "adamw" and self.recipe.train.precision != "fp16" and self.device.type in ("cpu", "cuda"):
-            kwargs["fused"] = True
-        optimizer = create_optimizer_v2(
-            self.model, opt=optim.name, lr=self.peak_lr, weight_decay=optim.weight_decay, **kwargs
-        )
-        per_epoch = schedule.step == "epoch"
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine",
-            num_epochs=schedule.epochs,
-            warmup_epochs=schedule.warmup_epochs,  # type: ignore[arg-type]  # timm takes fractions too
-            warmup_lr=schedule.warmup_lr,
-            min_lr=schedule.min_lr,
-            cooldown_epochs=schedule.cooldown_epochs,
-            step_on_epochs=per_epoch,
-            updates_per_epoch=self.steps_per_epoch,
-        )
-        interval = "epoch" if per_epoch else "step"
+        """The recipe's optimiser and learning-rate schedule."""
+        optimizer = build_optimizer(self.model, self.recipe, self.peak_lr, self.device)
+        if self.distiller is not None and list(self.distiller.parameters()):
+            optimizer.add_param_group({"params": list(self.distiller.parameters()), "lr": self.peak_lr})
+        scheduler = build_scheduler(optimizer, self.recipe, self.steps_per_epoch)
+        interval = "epoch" if self.recipe.schedule.step == "epoch" else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the norm of all gradients; Lightning's own clipping refuses fused optimisers under autocast."""
+        """Clip the norm of all gradients, and remember it; Lightning's own refuses fused optimisers under autocast."""
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            self.gradient_norm = whole_number(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)).detach()
+        elif self.global_step % _NORM_EVERY == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.gradient_norm = whole_number(nn.utils.get_total_norm(gradients)).detach()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Move timm's scheduler to where the run stands."""
         if self.recipe.schedule.step == "epoch":
-            scheduler.step(self.current_epoch + 1)
+            step_epoch(scheduler, self.recipe, self.current_epoch)
         else:
             scheduler.step_update(self.global_step)
+
+    def _choose_what_learns(self) -> None:
+        set_head_only(self.model, learns_head_only(self.recipe, self.current_epoch))
+
+    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.recipe.train.channels_last else images

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+_WORTH_SAYING = 0.1  # a share of the time spent waiting for data
+
 
 class ProgressView:
     """Shows a run; without a console it shows nothing.
@@ -37,10 +39,11 @@ class ProgressView:
             self._task = self._bar.add_task("training", total=self._total_steps, completed=done, state="")
             self._bar.start()
 
-    def step(self, epoch: int, loss: float, rate: float) -> None:
-        """One batch: epoch number from 0, its loss, images per second."""
+    def step(self, epoch: int, loss: float, rate: float, gpu_memory_gb: float | None = None) -> None:
+        """One batch: epoch number from 0, its loss, images per second, the most GPU memory taken so far."""
         if self._bar is not None and self._task is not None:
             state = f"loss {loss:.3f}  {rate:,.0f} images/s"
+            state += f"  {gpu_memory_gb:.1f} GB" if gpu_memory_gb is not None else ""
             self._bar.update(self._task, advance=1, state=state, description=f"epoch {epoch + 1}/{self._total_epochs}")
 
     def epoch(self, row: dict[str, Any], left: float) -> None:
@@ -50,7 +53,12 @@ class ProgressView:
         parts = [f"epoch {row['epoch'] + 1}/{self._total_epochs}", f"loss {row['train_loss']:.4f}"]
         if row["val_top1"] is not None:
             parts += [f"held-out loss {row['val_loss']:.4f}", f"top-1 {row['val_top1']:.2%}"]
-        parts += [f"{row['images_per_second']:,.0f} images/s", f"{timedelta(seconds=round(left))} left"]
+        if row["val_map"] is not None:
+            parts += [f"held-out loss {row['val_loss']:.4f}", f"mAP {row['val_map']:.2%}"]
+        parts += [f"{row['images_per_second']:,.0f} images/s"]
+        if row["data_wait"] > _WORTH_SAYING:
+            parts += [f"waited for data {row['data_wait']:.0%}"]
+        parts += [f"{timedelta(seconds=round(left))} left"]
         self._console.print("  ".join(parts), highlight=False)
 
     def stop(self) -> None:

@@ -1,16 +1,18 @@
 """The run folder: which files it holds, and what is written and checked before training starts.
 
-recipe.yaml (resolved), run.json, split.csv, skipped.csv; then checkpoints/last.ckpt (to resume), metrics.csv and
-TensorBoard events; at the end model.safetensors, model.json and evaluation.json.
+recipe.yaml (resolved), run.json, split.csv, skipped.csv; then checkpoints/ (to resume, see checkpoints.py), metrics.csv
+and TensorBoard events; at the end model.safetensors, model.json and evaluation.json.
 """
 
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 from cmtvision.artefact.files import CARD_FILE, MODEL_FILE, versions, write_text
 from cmtvision.data import DatasetIndex, write_split
+from cmtvision.engine.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, has_checkpoint
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.recipe import Recipe, dump_recipe
 
@@ -22,7 +24,11 @@ METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 TENSORBOARD_FOLDER = "tensorboard"
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def name_of(data: str | Path) -> str:
+    """What run.json calls a data set: a full path, or the address of one that is no path (``hf:...``, ``s3://...``)."""
+    return str(data) if re.match(r"[A-Za-z][A-Za-z0-9+]+:", str(data)) else str(Path(data).resolve())
 
 
 def check_free(out: Path, resume: bool, overwrite: bool) -> None:
@@ -32,44 +38,76 @@ def check_free(out: Path, resume: bool, overwrite: bool) -> None:
         ConfigError: with the way out.
     """
     if resume:
-        if not (out / LAST_CHECKPOINT).is_file():
+        if not has_checkpoint(out):
             raise ConfigError(f"{out}: nothing to resume, no {LAST_CHECKPOINT} in it; start without --resume")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        hint = "resume it with --resume, " if (out / LAST_CHECKPOINT).is_file() else ""
+        hint = "resume it with --resume, " if has_checkpoint(out) else ""
         raise ConfigError(f"{out}: is not empty; {hint}choose another --out or give --overwrite")
 
 
-def check_same_data(out: Path, index: DatasetIndex) -> None:
-    """Compare the photos with those that a run to resume began with.
+def is_unbegun(out: Path) -> bool:
+    """Whether a run in this folder was killed before its first checkpoint, so that nothing is lost by starting anew."""
+    return (out / RUN_FILE).is_file() and not has_checkpoint(out) and not (out / MODEL_FILE).exists()
+
+
+def check_same_run(out: Path, index: DatasetIndex, world_size: int, accept_changed: bool) -> None:
+    """Compare photos and processes with those that a run to resume began with.
 
     Raises:
-        DataError: they changed.
+        ConfigError: another number of processes, which would be another effective batch and another order.
+        DataError: photos changed, and that was not accepted; or the classes did, which never can be.
         CheckpointError: the run's own record cannot be read.
     """
     try:
-        before = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["data_fingerprint"]
+        before = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+        fingerprint, classes, count = before["data_fingerprint"], before["classes"], before["num_train"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{out / RUN_FILE}: cannot be read; start anew without --resume") from error
-    if before != index.fingerprint:
-        raise DataError(f"{index.root}: the photos changed since this run began; start anew in another --out")
+    began = int(before.get("processes", 1))
+    if began != world_size:
+        raise ConfigError(
+            f"{out}: began with {began} processes, now there are {world_size}; resume with --devices {began}"
+        )
+    if fingerprint == index.fingerprint:
+        return
+    if classes != index.classes:
+        raise DataError(
+            f"{index.root}: the classes changed since this run began ({len(classes)} then, {len(index.classes)} now); "
+            f"start anew in another --out, with --weights {out} to keep what was learned"
+        )
+    if not accept_changed:
+        raise DataError(
+            f"{index.root}: the photos changed since this run began ({count:,} to train on then, "
+            f"{len(index.train):,} now); go on with the new ones with --accept-changed-data, or start anew in another "
+            "--out"
+        )
 
 
-def write_beginning(out: Path, recipe: Recipe, data: str | Path, index: DatasetIndex) -> None:
+def write_beginning(out: Path, recipe: Recipe, data: str | Path, index: DatasetIndex, world_size: int = 1) -> None:
     """Write what is known before the first step: recipe.yaml, run.json, split.csv, skipped.csv; clear what is stale."""
-    for name in (MODEL_FILE, CARD_FILE, METRICS_FILE, EVALUATION_FILE, str(LAST_CHECKPOINT), REPORT_FILE):
+    stale = (MODEL_FILE, CARD_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE)
+    for name in (*stale, str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)):
         (out / name).unlink(missing_ok=True)
     for events in (out / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
         events.unlink()
     write_text(out / RECIPE_FILE, dump_recipe(recipe))
+    write_data_record(out, recipe, data, index, world_size)
+
+
+def write_data_record(out: Path, recipe: Recipe, data: str | Path, index: DatasetIndex, world_size: int = 1) -> None:
+    """Write which photos the run is about: run.json, split.csv, skipped.csv."""
     facts = {
-        "data": str(Path(data).resolve()),
+        "data": name_of(data),
         "root": str(index.root),
         "data_fingerprint": index.fingerprint,
         "split_source": index.split_source,
+        "val_fraction": recipe.data.val_fraction,
+        "split_seed": recipe.data.split_seed,
         "classes": index.classes,
         "num_train": len(index.train),
         "num_val": len(index.val),
+        "processes": world_size,
         **versions(),
     }
     write_text(out / RUN_FILE, json.dumps(facts, indent=2) + "\n")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmtvision.models.training_speed import MapGELU, depthwise_with_identity
+
 
 class InvertedResidualFFN(nn.Module):
     """Expand, look at the neighbours, project. Input and output (B, dim, H, W); inside (B, hidden_dim, H, W)."""
@@ -27,11 +29,15 @@ class InvertedResidualFFN(nn.Module):
         self.conv_norm = nn.BatchNorm2d(hidden_dim, **dd)
         self.project = nn.Conv2d(hidden_dim, dim, 1, **dd)
         self.project_norm = nn.BatchNorm2d(dim, **dd)
-        self.act = nn.GELU()
+        self.act = MapGELU()
         self.drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) -> map (B, dim, H, W)."""
         x = self.expand_norm(self.act(self.expand(x)))  # (B, hidden_dim, H, W)
-        x = self.conv_norm(self.act(self.conv(x) + x))
+        if self.training and not torch.jit.is_scripting():
+            x = depthwise_with_identity(x, self.conv)
+        else:
+            x = self.conv(x) + x
+        x = self.conv_norm(self.act(x))
         return self.drop(self.project_norm(self.project(x)))  # (B, dim, H, W)

@@ -22,6 +22,7 @@ from timm.models import register_notrace_module
 from torch import nn
 
 from cmtvision.models.padding import pad_to_multiple
+from cmtvision.models.training_speed import ReducingConv, training_attention
 
 Grid = tuple[int, int]
 
@@ -132,7 +133,7 @@ class LightweightAttention(nn.Module):
         self.kv_conv: nn.Module = nn.Identity()
         self.kv_norm: nn.Module = nn.Identity()
         if kv_stride > 1:
-            self.kv_conv = nn.Conv2d(dim, dim, kv_stride, stride=kv_stride, groups=dim, bias=qkv_bias, **dd)
+            self.kv_conv = ReducingConv(dim, dim, kv_stride, stride=kv_stride, groups=dim, bias=qkv_bias, **dd)
             self.kv_norm = kv_norm(dim, **dd)
         self.k = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
@@ -156,7 +157,9 @@ class LightweightAttention(nn.Module):
         v = self.v(kv).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, M, d)
         if bias is not None:
             bias = bias.to(q.dtype)  # under autocast the table stays in float32
-        if self.fused_attn:
+        if self.fused_attn and self.training and not torch.jit.is_scripting():
+            out = training_attention(q, k, v, bias, self.attn_drop.p)  # (B, h, N, d)
+        elif self.fused_attn:
             out = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=bias, dropout_p=self.attn_drop.p if self.training else 0.0
             )

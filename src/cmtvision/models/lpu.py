@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmtvision.models.training_speed import depthwise_with_identity
+
 
 class LocalPerceptionUnit(nn.Module):
     """Depthwise 3x3 convolution plus identity. Input and output (B, dim, H, W)."""
@@ -21,4 +23,6 @@ class LocalPerceptionUnit(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) -> map (B, dim, H, W)."""
+        if self.training and not torch.jit.is_scripting():
+            return depthwise_with_identity(x, self.conv)
         return self.conv(x) + x

@@ -11,7 +11,7 @@ the LayerNorms and the attention's linear layers read them without a copy.
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d
+from timm.layers import DropPath
 from torch import nn
 
 from cmtvision.models.irffn import InvertedResidualFFN
@@ -19,6 +19,7 @@ from cmtvision.models.lmhsa import LightweightAttention
 from cmtvision.models.lpu import LocalPerceptionUnit
 from cmtvision.models.padding import pad_to_multiple
 from cmtvision.models.recompute import recomputed
+from cmtvision.models.training_speed import MapLayerNorm
 
 
 class Block(nn.Module):
@@ -38,10 +39,10 @@ class Block(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.lpu = LocalPerceptionUnit(dim, **dd)
-        self.norm1 = LayerNorm2d(dim, eps=norm_eps, **dd)
+        self.norm1 = MapLayerNorm(dim, eps=norm_eps, **dd)
         self.lmhsa = attention
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
-        self.norm2 = LayerNorm2d(dim, eps=norm_eps, **dd)
+        self.norm2 = MapLayerNorm(dim, eps=norm_eps, **dd)
         self.irffn = InvertedResidualFFN(dim, hidden_dim, proj_drop_rate=proj_drop_rate, **dd)
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
@@ -58,7 +59,7 @@ class Downsample(nn.Module):
     def __init__(self, in_dim: int, dim: int, norm_eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 2, stride=2, device=device, dtype=dtype)
-        self.norm = LayerNorm2d(dim, eps=norm_eps, device=device, dtype=dtype)
+        self.norm = MapLayerNorm(dim, eps=norm_eps, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) -> map (B, dim, H/2, W/2)."""

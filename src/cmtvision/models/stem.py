@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmtvision.models.training_speed import MapGELU
+
 
 class Stem(nn.Module):
     """Three 3x3 convolutions that halve the resolution.
@@ -26,7 +28,7 @@ class Stem(nn.Module):
         self.norm2 = nn.BatchNorm2d(width, **dd)
         self.conv3 = nn.Conv2d(width, width, 3, padding=1, **dd)
         self.norm3 = nn.BatchNorm2d(width, **dd)
-        self.act = nn.GELU()
+        self.act = MapGELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) -> map (B, width, H/2, W/2)."""

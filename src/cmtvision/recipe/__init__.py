@@ -1,10 +1,12 @@
 """Floor 0: what a run is, as plain validated data. No torch here, so a mistyped key is answered at once."""
 
-from cmtvision.recipe.load import dump_recipe, list_recipes, load_recipe
+from cmtvision.recipe.load import dump_recipe, list_recipes, load_recipe, recipe_comment
 from cmtvision.recipe.schema import (
     AugmentSection,
     DataSection,
+    DistillSection,
     EmaSection,
+    LossSection,
     ModelSection,
     OptimSection,
     PreprocessSection,
@@ -16,7 +18,9 @@ from cmtvision.recipe.schema import (
 __all__ = [
     "AugmentSection",
     "DataSection",
+    "DistillSection",
     "EmaSection",
+    "LossSection",
     "ModelSection",
     "OptimSection",
     "PreprocessSection",
@@ -26,4 +30,5 @@ __all__ = [
     "dump_recipe",
     "list_recipes",
     "load_recipe",
+    "recipe_comment",
 ]

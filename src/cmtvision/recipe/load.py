@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,22 @@ def list_recipes() -> dict[str, str]:
     return found
 
 
+def recipe_comment(name_or_path: str | Path) -> str:
+    """The comment that a recipe's file opens with (its command, cost, accuracy to expect), '#' included; '' for none.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    reference = str(name_or_path)
+    if isinstance(name_or_path, Path) or _is_path(reference):
+        text = _file_text(Path(name_or_path))
+    elif reference in _builtin_names():
+        text = _builtin_text(reference)
+    else:
+        raise _unknown(reference)
+    return "\n".join(takewhile(lambda line: line.startswith("#"), text.splitlines()))
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; ``load_recipe`` of it gives an equal recipe."""
     text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -95,10 +112,7 @@ def _read(reference: str | Path, folder: Path | None, chain: tuple[str, ...]) ->
         identity = str(path.resolve())
     else:
         if reference not in _builtin_names():
-            raise ConfigError(
-                f"unknown recipe {reference!r}{_did_you_mean(reference, _builtin_names())}; "
-                f"known: {', '.join(_builtin_names())}, or the path of a .yaml file"
-            )
+            raise _unknown(reference)
         text, label, next_folder = _builtin_text(reference), reference, folder or Path()
         identity = reference
     if identity in chain:
@@ -115,6 +129,14 @@ def _read(reference: str | Path, folder: Path | None, chain: tuple[str, ...]) ->
     merged.pop("name", None)
     merged.pop("description", None)
     return _merge(merged, data)
+
+
+def _unknown(reference: str) -> ConfigError:
+    names = _builtin_names()
+    return ConfigError(
+        f"unknown recipe {reference!r}{_did_you_mean(reference, names)}; "
+        f"known: {', '.join(names)}, or the path of a .yaml file"
+    )
 
 
 def _file_text(path: Path) -> str:

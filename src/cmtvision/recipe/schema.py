@@ -48,6 +48,8 @@ class ModelSection(Section):
     attn_drop_rate: Rate = 0.0
     proj_drop_rate: Rate = 0.0
     grad_checkpointing: bool = False
+    freeze: Literal["none", "backbone"] = "none"
+    """'backbone' trains the classifier alone (a linear probe): nothing else changes, BN statistics included."""
 
 
 class DataSection(Section):
@@ -62,6 +64,18 @@ class DataSection(Section):
     """Keep decoded images in memory."""
     max_pixels: Count = 89_478_485
     max_bytes: Count = 100_000_000
+    image_column: str | None = None
+    """Column of the image, or of its path, in a table (CSV, Parquet, Hugging Face); None finds it by its usual name."""
+    label_column: str | None = None
+    multi_label: bool = False
+    """A photo may belong to several classes, or to none; its label is then a list, or text joined by '|'."""
+    class_balance: Literal["none", "loss", "sampling"] = "none"
+    """For skewed data: weigh rare classes more in the loss, or show their photos more often."""
+    repeated_aug: Count = 1
+    """Each photo of an epoch comes this many times, changed differently; the epoch keeps its length, rounded down to a
+    multiple of 256 (Hoffer et al., 'Augment your batch'; as in DeiT)."""
+    shard_window: Count = 8
+    """Shards that are open at a time: order within them is random, and so is the order of shards."""
 
 
 class PreprocessSection(Section):
@@ -111,8 +125,34 @@ class AugmentSection(Section):
         return self
 
 
+class LossSection(Section):
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "bce", "asymmetric"] = "cross_entropy"
+    """For data with several labels a photo: bce or asymmetric (Ridnik et al., ICCV 2021)."""
+    gamma_negative: NotNegative = 4.0
+    gamma_positive: NotNegative = 0.0
+    probability_shift: Rate = 0.05
+    """Asymmetric loss: negatives with a probability below this count nothing."""
+
+
+class DistillSection(Section):
+    """Learning from a larger network as well as from the labels."""
+
+    teacher: str | None = None
+    """A model of timm, or the run folder of a trained one; None for no teacher."""
+    weights: str | None = "pretrained"
+    """The weights of a teacher named by its model: a file, or 'pretrained'. A run folder has its own."""
+    kind: Literal["soft", "hard", "feature"] = "soft"
+    """Match the teacher's probabilities, its decision, or the map before its classifier."""
+    alpha: Probability = 0.5
+    """Share of the teacher's part in the loss."""
+    temperature: Positive = 3.0
+    """Soft distillation: both logits are divided by it."""
+
+
 class OptimSection(Section):
-    """The optimizer, by timm's name."""
+    """The optimizer, by timm's name. No weight decay on biases and one-dimensional parameters."""
 
     name: str = "adamw"
     lr: Positive = 5e-4
@@ -122,6 +162,10 @@ class OptimSection(Section):
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     eps: Positive = 1e-8
     clip_grad_norm: Positive | None = None
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Each layer's lr is that of the layer above it times this; the classifier's is the full one."""
+    head_warmup_epochs: CountOrZero = 0
+    """Epochs in which the classifier alone learns, so that its first random gradients don't spoil the rest."""
 
 
 class ScheduleSection(Section):
@@ -133,11 +177,16 @@ class ScheduleSection(Section):
     min_lr: NotNegative = 1e-5
     cooldown_epochs: CountOrZero = 0
     step: Literal["step", "epoch"] = "step"
+    late: bool = False
+    """With step 'epoch': epoch e runs at the rate meant for e - 1, as in the released code, whose scheduler steps
+    behind the epoch: epochs 0 and 1 both run at warmup_lr."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: got {self.warmup_epochs:g}, expected fewer than epochs ({self.epochs})")
+        if self.late and self.step != "epoch":
+            raise ValueError("late: it needs step=epoch, or nothing would read it")
         return self
 
 
@@ -147,13 +196,21 @@ class EmaSection(Section):
     enabled: bool = True
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99996
     warmup: bool = True
+    """Let the decay grow from 0 to its value, so that the first weights are soon forgotten."""
+    on_resume: Literal["restore", "restart"] = "restore"
+    """'restart' begins a new average from the resumed weights, as the released code does."""
 
 
 class TrainSection(Section):
-    """How the run is carried out on this machine."""
+    """How the run is carried out, on this machine or many."""
 
     batch_size: Count | Literal["auto"] = 128
+    """Photos at a time in each process."""
     accumulate: Count = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: a whole copy of the network in each, or its parts (FSDP2) for networks too large."""
+    sync_bn: bool = False
+    """Batch norm over the photos of all processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     compile: bool = False
@@ -163,6 +220,13 @@ class TrainSection(Section):
     early_stop_patience: Count | None = None
     eval_every: Count = 1
     deterministic: bool = True
+    checkpoint_minutes: Positive | None = 10.0
+    """Save in mid-epoch this often; the end of an epoch always saves."""
+    checkpoint_steps: Count | None = None
+    """The same, counted in optimiser steps."""
+    divergence_factor: Annotated[float, Field(gt=1.0)] | None = 4.0
+    """Stop where the loss, smoothed over 50 steps, grows to this many times its lowest; None never."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     max_steps: Count | None = None
     max_minutes: Positive | None = None
 
@@ -177,6 +241,8 @@ class Recipe(Section):
     data: DataSection = DataSection()
     preprocess: PreprocessSection = PreprocessSection()
     augment: AugmentSection = AugmentSection()
+    loss: LossSection = LossSection()
+    distill: DistillSection = DistillSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection = EmaSection()
@@ -190,4 +256,21 @@ class Recipe(Section):
                 raise ValueError(
                     f"preprocess.{key}: got {len(values)} values, expected one per channel ({self.model.in_chans})"
                 )
+        if self.data.multi_label and self.loss.name == "cross_entropy":
+            raise ValueError("loss.name: cross_entropy knows one label a photo; with data.multi_label=true set it to "
+                             "bce or asymmetric")  # fmt: skip
+        if self.data.multi_label and self.data.class_balance == "sampling":
+            raise ValueError("data.class_balance: sampling by class needs one label a photo; use loss")
+        if self.loss.name == "asymmetric" and not self.data.multi_label:
+            raise ValueError("loss.name: asymmetric is for several labels a photo; set data.multi_label=true")
+        if self.model.freeze == "backbone" and self.optim.layer_decay is not None:
+            raise ValueError("optim.layer_decay: with model.freeze=backbone the classifier alone learns; leave it out")
+        if self.model.freeze == "backbone" and self.optim.head_warmup_epochs:
+            raise ValueError(
+                "optim.head_warmup_epochs: with model.freeze=backbone the classifier always learns alone; set it to 0"
+            )
+        if self.distill.teacher is None:
+            for key, value in self.distill:
+                if value != DistillSection.model_fields[key].default:
+                    raise ValueError(f"distill.{key}: there is no teacher; set distill.teacher or leave it out")
         return self

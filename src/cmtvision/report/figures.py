@@ -43,6 +43,12 @@ _CHARTS: list[tuple[str, list[Curve], Callable[[float], str], float]] = [
         1.0,
     ),
     ("Held-out top-1 accuracy (%)", [Curve("held out", "val_top1", "accent", "-")], lambda value: f"{value:.2f}%", 100),
+    (
+        "Held-out mean average precision (%)",
+        [Curve("held out", "val_map", "accent", "-")],
+        lambda value: f"{value:.2f}%",
+        100,
+    ),
     ("Learning rate", [Curve("learning rate", "lr", "accent", "-")], lambda value: f"{value:.2e}", 1.0),
 ]
 
@@ -77,7 +83,7 @@ def _points(metrics: Sequence[dict[str, float]], column: str, factor: float) -> 
 
 def _in_words(line: Curve, xs: list[float], ys: list[float], show: Callable[[float], str], named: bool) -> str:
     values = show(ys[0]) if len(ys) == 1 else f"from {show(ys[0])} to {show(ys[-1])}"
-    if line.column in ("val_loss", "val_top1") and len(ys) > 1:
+    if line.column in ("val_loss", "val_top1", "val_map") and len(ys) > 1:
         best = int(np.argmin(ys) if line.column == "val_loss" else np.argmax(ys))
         values += f" (best {show(ys[best])}, epoch {xs[best]:g})"
     return f"{line.name} {values}" if named else values

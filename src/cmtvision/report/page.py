@@ -18,7 +18,7 @@ from cmtvision.artefact import Predictor, load
 from cmtvision.artefact.files import write_text
 from cmtvision.errors import DataError
 from cmtvision.report.figures import curves
-from cmtvision.report.run_folder import RunFolder, Scores, read_run
+from cmtvision.report.run_folder import LabelScores, RunFolder, Scores, read_run
 from cmtvision.report.samples import Samples, sample_predictions
 from cmtvision.report.statistics import class_rows, confused_pairs, wilson_interval
 
@@ -86,9 +86,12 @@ def _render(run: RunFolder, predictor: Predictor, samples: Samples) -> str:
         duration=_duration(run),
         epochs=len(run.metrics),
         rate=_last(run, "images_per_second"),
-        scores=_score_context(run.scores),
+        scores=_score_context(run.scores) if not isinstance(run.scores, LabelScores) else None,
+        several=_label_context(run.scores) if isinstance(run.scores, LabelScores) else None,
+        multi_label=predictor.task == "multi-label",
         charts=curves(run.metrics),
         augmented=any((mixed or {}).get(key) for key in ("mixup", "cutmix", "label_smoothing", "auto_augment")),
+        other_loss=_other_loss(run, predictor.task == "multi-label"),
         samples=samples,
         small_picture=_SMALL_PICTURE,
         reasons=reasons[:20],
@@ -126,6 +129,28 @@ def _score_context(scores: Scores | None) -> dict[str, Any] | None:
         "rows": rows[:MAX_CLASS_ROWS],
         "rows_left_out": max(0, len(rows) - MAX_CLASS_ROWS),
     }
+
+
+def _label_context(scores: LabelScores) -> dict[str, Any]:
+    """What the template shows of an evaluation of several labels a photo."""
+    return {
+        "scores": scores,
+        "rows": scores.rows[:MAX_CLASS_ROWS],
+        "rows_left_out": max(0, len(scores.rows) - MAX_CLASS_ROWS),
+        "without": sum(row.average_precision is None for row in scores.rows),
+    }
+
+
+def _other_loss(run: RunFolder, several: bool) -> str:
+    """What training minimised, in words, where that is not the loss that held-out photos are measured by; else ''."""
+    sections = [run.recipe.get(key) for key in ("loss", "distill")]
+    loss, distill = (section if isinstance(section, dict) else {} for section in sections)
+    own = "bce" if several else "cross_entropy"
+    names = {"bce": "binary cross-entropy", "asymmetric": "the asymmetric loss", "cross_entropy": "cross-entropy"}
+    said = names.get(str(loss.get("name", own)), "another loss") if loss.get("name", own) != own else ""
+    if distill.get("teacher"):
+        return f"{said or names[own]} and a teacher's part"
+    return said
 
 
 def _facts(run: RunFolder, predictor: Predictor) -> list[tuple[str, str]]:

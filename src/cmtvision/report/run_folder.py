@@ -56,6 +56,41 @@ class Scores:
         return int(np.trace(self.confusion))
 
 
+class LabelRow(NamedTuple):
+    """One class of a multi-label run: its photos, and shares within 0..1, None where undefined."""
+
+    name: str
+    images: int
+    average_precision: float | None
+    recall: float | None
+    precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """What evaluation.json says of a multi-label run.
+
+    Attributes:
+        mean_average_precision: mean over the classes that have photos, 0 to 1.
+        micro_f1, macro_f1: F1 at probability 0.5, of all labels together and as a mean over classes.
+        exact_match: images whose claimed labels are exactly the true ones.
+        num_images: images evaluated.
+        loss: mean binary cross-entropy, None where it was not written.
+        split: 'val' (held out), 'train' or 'all'.
+        rows: every class, lowest average precision first, classes without photos last.
+    """
+
+    mean_average_precision: float
+    micro_f1: float
+    macro_f1: float
+    exact_match: int
+    num_images: int
+    loss: float | None
+    split: str
+    rows: list[LabelRow]
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A finished run as its folder describes it.
@@ -65,7 +100,7 @@ class RunFolder:
         recipe: recipe.yaml parsed, and ``recipe_text`` as it stands.
         facts: run.json.
         metrics: rows of metrics.csv; a value that was not measured is NaN.
-        scores: evaluation.json, None where nothing was held out.
+        scores: evaluation.json, None where nothing was held out; LabelScores where photos have several labels.
         split: rows of split.csv.
         skipped: (path, reason) of files that were left out.
     """
@@ -75,7 +110,7 @@ class RunFolder:
     recipe_text: str
     facts: dict[str, Any]
     metrics: list[dict[str, float]]
-    scores: Scores | None
+    scores: Scores | LabelScores | None
     split: list[SplitRow]
     skipped: list[tuple[str, str]]
 
@@ -129,11 +164,13 @@ def read_run(run: str | Path) -> RunFolder:
     )
 
 
-def _scores(path: Path) -> Scores | None:
+def _scores(path: Path) -> Scores | LabelScores | None:
     if not path.is_file():
         return None
     content = _json(path)
     try:
+        if content.get("task") == "multi-label":
+            return _label_scores(content)
         classes = [str(name) for name in content["classes"]]
         confusion = np.asarray(content["confusion"], dtype=np.int64)
         if confusion.shape != (len(classes), len(classes)) or (confusion < 0).any():
@@ -148,6 +185,31 @@ def _scores(path: Path) -> Scores | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not an evaluation ({error}); run `cmtvision eval` again") from None
+
+
+def _label_scores(content: dict[str, Any]) -> LabelScores:
+    def share(value: Any) -> float | None:
+        return None if value is None else float(value)
+
+    rows = [
+        LabelRow(str(one["name"]), int(one["images"]), *(share(one[key]) for key in LabelRow._fields[2:]))
+        for one in content["per_class"]
+    ]
+    known = [row.average_precision for row in rows]
+    if any(value is not None and not 0 <= value <= 1 for value in known):
+        raise ValueError("an average precision outside 0..1")
+    return LabelScores(
+        mean_average_precision=float(content["map"]),
+        micro_f1=float(content["micro"]["f1"]),
+        macro_f1=float(content["macro"]["f1"]),
+        exact_match=int(content["exact_match"]),
+        num_images=int(content["num_images"]),
+        loss=share(content.get("loss")),
+        split=str(content.get("split", "val")),
+        rows=sorted(
+            rows, key=lambda row: (math.inf if row.average_precision is None else row.average_precision, row.name)
+        ),
+    )
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,9 @@
 """Sample predictions: what the model says of held-out photos, with small pictures of them.
 
 The surest right ones, the surest mistakes and random ones are picked from the held-out photos, or from a random part of
-them where they are many: a report must not take longer than the training.
+them where they are many: a report must not take longer than the training. Where a photo has several labels, how sure
+the model is of it is read from single statements ("there is a dog", "there is no cat"): of a right answer the least
+sure one, of a wrong answer the surest of those that are wrong.
 """
 
 import base64
@@ -10,7 +12,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,10 @@ import torch
 from PIL import Image
 
 from cmtvision.artefact import Predictor
-from cmtvision.data import open_image
-from cmtvision.errors import DataError
+from cmtvision.artefact.predictor import THRESHOLD
+from cmtvision.data import open_image, read_dataset
+from cmtvision.data.photos import PhotoPath, StoredPhoto
+from cmtvision.errors import CmtvisionError, DataError
 from cmtvision.report.run_folder import RunFolder, SplitRow
 
 MAX_PHOTOS = 2000
@@ -30,13 +33,17 @@ _BATCH = 64
 
 
 class Seen(NamedTuple):
-    """One photo and what the model says of it; probabilities are within 0..1."""
+    """One photo and what the model says of it; probabilities are within 0..1.
 
-    path: Path
+    Where photos have several labels, both are joined by ', ', and ``probability`` is how sure the deciding statement is
+    (see above); ``true_probability`` is then None.
+    """
+
+    path: PhotoPath
     true: str
     predicted: str
     probability: float
-    true_probability: float
+    true_probability: float | None
 
 
 class Card(NamedTuple):
@@ -85,22 +92,52 @@ def sample_predictions(run: RunFolder, predictor: Predictor, per_group: int = 12
     held_out = [row for row in run.split if row.split == "val"]
     if not held_out:
         return Samples(note="No photos were held out in this run, so there are no sample predictions.")
-    root = run.data_root
-    if root is None or not root.is_dir():
-        where = f"{root} is not there any more" if root else "the run does not say where they are"
-        return Samples(held_out=len(held_out), note=f"The held-out photos could not be found ({where}).")
     chosen = random.Random(seed).sample(held_out, min(len(held_out), MAX_PHOTOS))
-    seen, missing = _predict(chosen, root, predictor)
-    note = ""
+    places, note = _places(run, chosen)
+    if not places:
+        return Samples(held_out=len(held_out), note=note)
+    seen, missing = _predict(chosen, places, predictor)
     if missing:
         verb = "photo has been moved or damaged" if missing == 1 else "photos have been moved or damaged"
-        note = f"{missing:,} held-out {verb} since training (looked for in {root})."
+        where = run.data if note else run.data_root
+        note = f"{missing:,} held-out {verb} since training (looked for in {where}). {note}".rstrip()
     return Samples(_groups(seen, per_group), len(seen), len(held_out), missing, note)
 
 
-def _predict(rows: Sequence[SplitRow], root: Path, predictor: Predictor) -> tuple[list[Seen], int]:
-    index = {name: number for number, name in enumerate(predictor.classes)}
-    rows = [row for row in rows if row.label in index]
+def _places(run: RunFolder, rows: Sequence[SplitRow]) -> tuple[dict[str, PhotoPath], str]:
+    """Where each photo named in the split is, and a note; no places where they cannot be found any more."""
+    root = run.data_root
+    if root is not None and root.is_dir() and any((root / row.path).is_file() for row in rows):
+        return {row.path: root / row.path for row in rows}, ""
+    stored = _stored(run)
+    if stored:
+        return stored, f"The held-out photos are no files of their own: they were read from {run.data}."
+    if root is not None and root.is_dir():
+        return {row.path: root / row.path for row in rows}, ""
+    where = f"{root} is not there any more" if root else "the run does not say where they are"
+    return {}, f"The held-out photos could not be found ({where})."
+
+
+def _stored(run: RunFolder) -> dict[str, PhotoPath]:
+    """The photos of a run whose data is no folder of files (shards, a table with the images in it), by their names."""
+    recipe = run.recipe.get("data")
+    section = recipe if isinstance(recipe, dict) else {}
+    try:
+        index = read_dataset(
+            run.data,
+            val_fraction=0,
+            verify=False,
+            image_column=section.get("image_column"),
+            label_column=section.get("label_column"),
+            multi_label=bool(section.get("multi_label")),
+        )
+    except (CmtvisionError, OSError):  # moved, or on another machine: the page says so
+        return {}
+    return {index.relative(one.path): one.path for one in index.samples if isinstance(one.path, StoredPhoto)}
+
+
+def _predict(rows: Sequence[SplitRow], places: dict[str, PhotoPath], predictor: Predictor) -> tuple[list[Seen], int]:
+    judge = _judge_several if predictor.task == "multi-label" else _judge_one
     seen: list[Seen] = []
     missing, started = 0, time.monotonic()
     for start in range(0, len(rows), _BATCH):
@@ -109,24 +146,43 @@ def _predict(rows: Sequence[SplitRow], root: Path, predictor: Predictor) -> tupl
         batch: list[tuple[SplitRow, npt.NDArray[np.float32]]] = []
         for row in rows[start : start + _BATCH]:
             try:
-                batch.append((row, predictor.preprocess(root / row.path)))
-            except DataError:
+                batch.append((row, predictor.preprocess(places[row.path])))
+            except (DataError, KeyError):
                 missing += 1
         if not batch:
             continue
         pixels = torch.from_numpy(np.stack([image for _, image in batch]))
-        for (row, _), probabilities in zip(batch, predictor.forward(pixels).softmax(dim=1), strict=True):
-            best = int(probabilities.argmax())
-            seen.append(
-                Seen(
-                    root / row.path,
-                    row.label,
-                    predictor.classes[best],
-                    float(probabilities[best]),
-                    float(probabilities[index[row.label]]),
-                )
-            )
+        for (row, _), probabilities in zip(batch, predictor.probabilities(predictor.forward(pixels)), strict=True):
+            one = judge(row, places[row.path], probabilities, predictor.classes)
+            seen += [one] if one is not None else []
     return seen, missing
+
+
+def _judge_one(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Seen | None:
+    """What is said of a photo with one label; None where the model does not know its class."""
+    if row.label not in classes:
+        return None
+    best = int(probabilities.argmax())
+    own = float(probabilities[classes.index(row.label)])
+    return Seen(path, row.label, classes[best], float(probabilities[best]), own)
+
+
+def _judge_several(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Seen | None:
+    """What is said of a photo with any number of labels; None where the model does not know one of them."""
+    labels = set(filter(None, row.label.split("|")))
+    if not labels <= set(classes):
+        return None
+    truth = torch.tensor([name in labels for name in classes])
+    claims = probabilities >= THRESHOLD
+    sure = torch.where(claims, probabilities, 1 - probabilities)  # of each statement, as it was made
+    wrong = truth != claims
+    deciding = sure[wrong].max() if wrong.any() else sure.min()
+    true, predicted = _joined(classes, truth), _joined(classes, claims)
+    return Seen(path, true, predicted, float(deciding), None)
+
+
+def _joined(classes: list[str], chosen: torch.Tensor) -> str:
+    return ", ".join(classes[i] for i in chosen.nonzero()[:, 0].tolist()) or "none of the classes"
 
 
 def _groups(seen: list[Seen], per_group: int) -> list[Group]:

@@ -1,0 +1,235 @@
+"""The lines of a training plan: batch, steps, learning rate, memory and whatever else is at work.
+
+They are worked out by what training itself uses: the epoch's sampler, the learning-rate schedule, the network's shapes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmtvision.data import DatasetIndex
+    from cmtvision.recipe import Recipe
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def plan_lines(
+    recipe: "Recipe", index: "DatasetIndex", data: str | Path, out: Path, resume: bool = False, processes: int = 1
+) -> list[str]:
+    """The plan, at most eight lines, each a word and what belongs to it."""
+    import torch
+
+    from cmtvision.artefact.predictor import pick_device
+
+    device = torch.device(pick_device(recipe.train.device))
+    model, input_size = _shapes_only(recipe, len(index.classes))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    source = {"seeded": "split by seed", "none": "nothing held out"}.get(index.split_source, "split as the data says")
+    steps = planned_steps(recipe, len(index.train), processes)
+    lines = {
+        "model": f"{recipe.model.name}, {parameters:,} parameters, {_size(input_size)}, "
+        f"from {recipe.model.weights or 'random weights'}",
+        "data": f"{data}: {len(index.train):,} to train on, {len(index.val):,} held out ({source}), "
+        f"{len(index.classes)} classes",
+        "recipe": _duration(recipe, steps),
+        "batch": _batch(recipe, steps, processes),
+        "lr": _rates(recipe, steps),
+        "memory": _memory(recipe, model, input_size, steps, processes, device),
+        "also": ", ".join(extras(recipe, processes)),
+        "out": f"{out}{' (resumed)' if resume else ''}",
+    }
+    return [f"{word:<8} {text}" for word, text in lines.items() if text]
+
+
+@dataclass(frozen=True)
+class PlannedSteps:
+    """Photos and steps of a run.
+
+    Attributes:
+        batch: photos at a time in each process; None where it is chosen at the start, and then nothing else is known.
+        effective: photos of one optimiser step, over all processes and accumulated batches.
+        per_epoch: optimiser steps in an epoch.
+        total: steps of the whole run, cool-down included.
+    """
+
+    batch: int | None = None
+    effective: int = 0
+    per_epoch: int = 0
+    total: int = 0
+
+
+def planned_steps(recipe: "Recipe", num_train: int, processes: int = 1) -> PlannedSteps:
+    """How the photos of an epoch become steps, counted by the sampler that training uses.
+
+    Raises:
+        ConfigError: fewer photos than processes.
+    """
+    from cmtvision.data import EpochSampler
+
+    train, schedule = recipe.train, recipe.schedule
+    sampler = EpochSampler(num_train, repeats=recipe.data.repeated_aug, num_replicas=processes)
+    photos = min(len(sampler), num_train // processes)  # as TrainLoader counts
+    if train.batch_size == "auto":
+        return PlannedSteps()
+    batch = min(train.batch_size, num_train // processes)
+    per_epoch = -(-(photos // batch) // train.accumulate)
+    total = per_epoch * (schedule.epochs + schedule.cooldown_epochs)
+    total = min(total, train.max_steps or total)
+    return PlannedSteps(
+        batch,
+        batch * train.accumulate * processes,
+        per_epoch,
+        total,
+    )
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Values as a row of blocks, the highest being a whole one; at most ``width`` of them, evenly chosen."""
+    count = min(width, len(values))
+    chosen = [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
+    top = max(chosen)
+    return "".join(_BLOCKS[round(value / top * (len(_BLOCKS) - 1)) if top else 0] for value in chosen)
+
+
+def _shapes_only(recipe: "Recipe", num_classes: int) -> tuple[Any, tuple[int, int, int]]:
+    """The network without values, in train mode, learning what it will learn."""
+    from cmtvision.cli.subject import build_shapes_only
+    from cmtvision.engine.optim import freeze, set_head_only
+
+    section = recipe.model
+    more: dict[str, Any] = {"in_chans": section.in_chans}
+    more |= {key: value for key in ("rel_pos", "drop_rate") if (value := getattr(section, key)) is not None}
+    more |= {key: value for key in ("attn_drop_rate", "proj_drop_rate") if (value := getattr(section, key))}
+    model, input_size = build_shapes_only(section.name, section.img_size, num_classes, **more)
+    model.train()
+    if section.grad_checkpointing:
+        model.set_grad_checkpointing()
+    freeze(model, recipe)
+    if section.freeze == "backbone":
+        set_head_only(model, True)
+    return model, input_size
+
+
+def _size(input_size: tuple[int, int, int]) -> str:
+    channels, height, width = input_size
+    return f"{height} x {width} px" + ("" if channels == 3 else f" of {channels} channels")
+
+
+def _duration(recipe: "Recipe", steps: PlannedSteps) -> str:
+    schedule, train = recipe.schedule, recipe.train
+    epochs = schedule.epochs + schedule.cooldown_epochs
+    parts = [f"warm-up {schedule.warmup_epochs:g}"]
+    if schedule.cooldown_epochs:
+        parts.append(f"cool-down {schedule.cooldown_epochs}")
+    said = f"{recipe.name}: {epochs} epoch{'' if epochs == 1 else 's'} ({', '.join(parts)})"
+    if steps.batch is not None:
+        said += f", {steps.total:,} steps"
+    if train.early_stop_patience:
+        said += f", or until {train.early_stop_patience} bring nothing better"
+    if train.max_minutes:
+        said += f", at most {train.max_minutes:g} minutes"
+    return f"{said}, seed {recipe.seed}"
+
+
+def _batch(recipe: "Recipe", steps: PlannedSteps, processes: int) -> str:
+    if steps.batch is None:
+        return "chosen at the start by free memory (train.batch_size: auto)"
+    factors = [f"{steps.batch}"]
+    if recipe.train.accumulate > 1:
+        factors.append(f"{recipe.train.accumulate} accumulated")
+    if processes > 1:
+        factors.append(f"{processes} processes")
+    product = f" = {' x '.join(factors)}" if len(factors) > 1 else ""
+    repeated = recipe.data.repeated_aug
+    return f"{steps.effective:,} photos a step{product}, {steps.per_epoch:,} steps an epoch" + (
+        f", each photo {repeated} times" if repeated > 1 else ""
+    )
+
+
+def _rates(recipe: "Recipe", steps: PlannedSteps) -> str:
+    from cmtvision.engine.optim import lr_curve, peak_lr
+
+    optim, schedule = recipe.optim, recipe.schedule
+    base = optim.lr_base_batch
+    curve = lr_curve(recipe, steps.effective or base or 1, steps.per_epoch or 1)
+    if steps.batch is None and base:
+        peak = f"{optim.lr:g} for each {base} photos a step"
+    else:
+        scaled = f" ({optim.lr:g} x {steps.effective:,} / {base})" if base and base != steps.effective else ""
+        peak = f"{peak_lr(recipe, steps.effective):.3g}{scaled}"
+    late = ", an epoch late as released" if schedule.late else ""
+    return (
+        f"{sparkline(curve)} from {curve[0]:.3g} up to {peak}, last epoch {curve[-1]:.3g}; "
+        f"{optim.name}, by the {schedule.step}{late}"
+    )
+
+
+def _memory(
+    recipe: "Recipe",
+    model: Any,
+    input_size: tuple[int, int, int],
+    steps: PlannedSteps,
+    processes: int,
+    device: Any,
+) -> str:
+    import torch
+
+    from cmtvision.engine.batch_size import free_bytes
+    from cmtvision.engine.memory import training_memory
+
+    precision = recipe.train.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    settled = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    need = training_memory(model, settled, input_size, processes)
+    kept = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer, "EMA": need.ema}
+    parts = [f"{name} {_bytes(size)}" for name, size in kept.items() if size]
+    if need.per_photo is None:
+        parts.append("activations unknown")
+    elif steps.batch is None:
+        parts.append(f"activations {_bytes(need.per_photo)} a photo")
+    else:
+        parts.append(f"activations {_bytes(need.per_photo * steps.batch)} ({steps.batch} photos, {precision})")
+    total = need.total(steps.batch) if steps.batch is not None else None
+    said = f"about {_bytes(total)}{' a process' if processes > 1 else ''}: " if total is not None else ""
+    free = free_bytes(device)
+    short = total is not None and total > free and (processes == 1 or device.type == "cuda")
+    warning = f"; only {_bytes(free)} are free: train.batch_size=auto or a smaller one" if short else ""
+    return said + ", ".join(parts) + warning
+
+
+def _bytes(size: float) -> str:
+    for unit in ("KB", "MB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1000:.3g} GB"
+
+
+def extras(recipe: "Recipe", processes: int) -> Iterator[str]:
+    """What is at work besides the ordinary, in a few words each."""
+    model, data, optim, train, distill = recipe.model, recipe.data, recipe.optim, recipe.train, recipe.distill
+    if model.freeze == "backbone":
+        yield "backbone frozen"
+    elif optim.head_warmup_epochs:
+        yield f"classifier alone for {optim.head_warmup_epochs} epochs"
+    if optim.layer_decay is not None:
+        yield f"layer decay {optim.layer_decay:g}"
+    if recipe.ema.enabled:
+        yield f"EMA {recipe.ema.decay:g}{' with warm-up' if recipe.ema.warmup else ''}"
+    if distill.teacher is not None:
+        yield f"{distill.kind} distillation from {distill.teacher} (its memory is not counted)"
+    if data.multi_label:
+        yield "several labels a photo"
+    if recipe.loss.name != "cross_entropy":
+        yield f"{recipe.loss.name} loss"
+    if data.class_balance != "none":
+        yield f"classes balanced by {data.class_balance}"
+    if processes > 1:
+        yield train.strategy + (" with sync BN" if train.sync_bn else "")
+    if model.grad_checkpointing:
+        yield "activations recomputed"
+    if train.compile:
+        yield "compiled"

@@ -1,0 +1,224 @@
+"""Writing a data set as WebDataset shards: tar files of photos as they are, with their labels, and an index.
+
+A photo is ``000000123.jpg`` with its class number in ``000000123.cls``, or where it may have several classes
+``000000123.json`` with {"labels": [...]} by name. index.json holds what makes any photo a single read: shard, offset,
+size, and its original name, so that split and fingerprint of the shards are those of the data they were made from. The
+same data and seed give the same bytes.
+"""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cmtvision.data.decode import MAX_BYTES, open_image
+from cmtvision.data.index import DatasetIndex, Sample
+from cmtvision.data.photos import PhotoPath
+from cmtvision.data.shard_index import CLASSES_FILE, FORMAT, INDEX_FILE, VERSION, shard_files
+from cmtvision.errors import DataError
+
+Progress = Callable[[int, int], None]
+SHARD_BYTES = 256_000_000
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What was written: the folder, its shards, photos in each part (train is all where none is held out), bytes."""
+
+    directory: Path
+    num_shards: int
+    num_train: int
+    num_val: int
+    num_bytes: int
+    classes: tuple[str, ...]
+
+
+def write_shards(
+    index: DatasetIndex,
+    directory: str | os.PathLike[str],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    seed: int = 0,
+    overwrite: bool = False,
+    max_bytes: int = MAX_BYTES,
+    short_side: int | None = None,
+    progress: Progress | None = None,
+) -> ShardSummary:
+    """Write the photos of an index as shards, mixed by the seed so that a window of shards has all classes.
+
+    With a validation part they stand in train/ and val/; else in the folder itself, and are split when they are read,
+    exactly as the original would be.
+
+    Args:
+        index: what ``read_dataset`` gave; photos that it skipped are left out.
+        directory: where to; it appears only when everything is written.
+        shard_bytes: size at which the next shard begins; the last of a part may be smaller.
+        seed: decides the order.
+        overwrite: replace shards written here before (never other files).
+        max_bytes: refuse larger photos.
+        short_side: shrink photos whose shorter side has more pixels than this to it, since decoding what is thrown away
+            afterwards costs most of a loader's time; JPEG (quality 95) where they were JPEG, else PNG. None keeps
+            every photo's file as it is, byte for byte.
+        progress: called as progress(done, total).
+
+    Raises:
+        DataError: the folder is not empty, a photo cannot be read any more, the disk is full.
+    """
+    target = Path(directory)
+    if shard_bytes < 1:
+        raise DataError(f"shard size: got {shard_bytes} bytes, expected at least 1")
+    if short_side is not None and short_side < 1:
+        raise DataError(f"short side: got {short_side} pixels, expected at least 1")
+    _check_target(target, overwrite)
+    take = partial(_shrunk_file, max_bytes=max_bytes, short_side=short_side)
+    parts = {"train": index.train, "val": index.val} if index.val else {None: index.train}
+    total = len(index.train) + len(index.val)
+    unfinished = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shards: list[dict[str, Any]] = []
+    done = 0
+    try:
+        for part, samples in parts.items():
+            (unfinished / (part or "")).mkdir(parents=True)
+            order = np.random.Generator(np.random.PCG64([seed, len(samples)])).permutation(len(samples))
+            rest = iter(samples[place] for place in order.tolist())
+            while shard := _write_shard(rest, unfinished, part, len(shards), done, index, shard_bytes, take):
+                shards.append(shard)
+                done += len(shard["names"])
+                if progress is not None:
+                    progress(done, total)
+        content = {
+            "format": FORMAT, "version": VERSION, "classes": index.classes, "multi_label": index.multi_label,
+            "seed": seed, "short_side": short_side, "fingerprint": index.fingerprint, "shards": shards,
+        }  # fmt: skip
+        (unfinished / CLASSES_FILE).write_text(json.dumps(index.classes, ensure_ascii=False) + "\n", encoding="utf-8")
+        with (unfinished / INDEX_FILE).open("w", encoding="utf-8") as file:
+            json.dump(content, file, separators=(",", ":"), ensure_ascii=False)
+        if target.exists():
+            shutil.rmtree(target)  # checked before: it is empty or holds shards only
+        unfinished.replace(target)
+    except OSError as error:
+        raise DataError(f"{target}: the shards cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    num_bytes = sum(shard["size"] for shard in shards)
+    return ShardSummary(target, len(shards), len(index.train), len(index.val), num_bytes, tuple(index.classes))
+
+
+def _write_shard(
+    samples: Iterator[Sample],
+    folder: Path,
+    part: str | None,
+    number: int,
+    first_key: int,
+    index: DatasetIndex,
+    shard_bytes: int,
+    take: Callable[[PhotoPath], tuple[bytes, str]],
+) -> dict[str, Any] | None:
+    """Write samples until the shard is full; its entry of the index, or None where no sample is left."""
+    sample = next(samples, None)
+    if sample is None:
+        return None
+    name = f"{part}/{number:06d}.tar" if part else f"{number:06d}.tar"
+    entry: dict[str, Any] = {"file": name, "part": part, "names": [], "offsets": [], "sizes": [], "labels": []}
+    with (folder / name).open("wb") as raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        while sample is not None:
+            key = f"{first_key + len(entry['names']):09d}"
+            photo, extension = take(sample.path)
+            tar.addfile(_member(f"{key}.{extension}", photo), io.BytesIO(photo))
+            # A photo's bytes are followed by zeros up to the next block.
+            entry["offsets"].append(tar.offset - -(-len(photo) // _BLOCK) * _BLOCK)
+            entry["sizes"].append(len(photo))
+            entry["names"].append(index.relative(sample.path))
+            entry["labels"].append(list(sample.labels) if index.multi_label else sample.label)
+            label = _label(sample, index)
+            tar.addfile(_member(f"{key}.{'json' if index.multi_label else 'cls'}", label), io.BytesIO(label))
+            sample = next(samples, None) if tar.offset < shard_bytes else None
+    digest = sha256()
+    with (folder / name).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {**entry, "size": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _label(sample: Sample, index: DatasetIndex) -> bytes:
+    if index.multi_label:
+        return json.dumps({"labels": [index.classes[label] for label in sample.labels]}, ensure_ascii=False).encode()
+    return str(sample.label).encode()
+
+
+def _shrunk_file(path: PhotoPath, max_bytes: int, short_side: int | None) -> tuple[bytes, str]:
+    """A photo's file and its extension, made smaller where it is larger than wanted."""
+    content, extension = _file(path, max_bytes)
+    if short_side is None:
+        return content, extension
+    with Image.open(io.BytesIO(content)) as header:
+        width, height = header.size
+    if min(width, height) <= short_side:
+        return content, extension
+    picture = open_image(content)
+    scale = short_side / min(picture.size)
+    size = (max(short_side, round(picture.width * scale)), max(short_side, round(picture.height * scale)))
+    small, out = picture.resize(size, Image.Resampling.BICUBIC), io.BytesIO()
+    if extension in ("jpg", "jpeg", "jpe", "jfif"):
+        small.save(out, format="JPEG", quality=95)
+        return out.getvalue(), "jpg"
+    small.save(out, format="PNG")
+    return out.getvalue(), "png"
+
+
+def _file(path: PhotoPath, max_bytes: int) -> tuple[bytes, str]:
+    """A photo's file as it is, and its extension; a photo that never was a file becomes a PNG."""
+    if isinstance(path, Path):
+        try:
+            content: bytes | Image.Image = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    else:
+        content = path.read(max_bytes)
+    if isinstance(content, Image.Image):
+        out = io.BytesIO()
+        content.save(out, format="PNG")
+        return out.getvalue(), "png"
+    suffix = PurePosixPath(path.name).suffix.lower().removeprefix(".")
+    return content, suffix or _kind(content, path)
+
+
+def _kind(content: bytes, path: PhotoPath) -> str:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            kind = (picture.format or "").lower()
+    except Exception:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise DataError(f"{path}: not an image any more; read the data anew") from None
+    return {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2"}.get(kind, kind)
+
+
+def _member(name: str, content: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)  # of nobody, dated 1970: the same bytes whoever writes them, and when
+    member.size = len(content)
+    return member
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target}: is a file; name a folder to write the shards to")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise DataError(f"{target}: the folder is not empty; choose another, or use --overwrite to write it anew")
+    written = {CLASSES_FILE, INDEX_FILE, *shard_files(str(target / INDEX_FILE))}
+    others = {file.relative_to(target).as_posix() for file in target.rglob("*") if not file.is_dir()} - written
+    if others or len(written) == 2:
+        example = f" (it holds {min(others)})" if others else ""
+        raise DataError(f"{target}: not overwritten, since not all in it is shards written here{example}; "
+                        "choose another folder")  # fmt: skip

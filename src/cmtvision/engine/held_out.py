@@ -1,0 +1,57 @@
+"""The photos that choosing between recipes may look at: training photos, a part of them held out."""
+
+from collections import Counter
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from cmtvision.data import DatasetIndex, Sample, read_dataset
+from cmtvision.errors import ConfigError
+from cmtvision.recipe import Recipe
+
+
+def read_photos(recipe: Recipe, data: str | Path) -> DatasetIndex:
+    """The list of a data set's photos, read and split as the recipe's data section says."""
+    section = recipe.data
+    return read_dataset(
+        data,
+        val_fraction=section.val_fraction,
+        split_seed=section.split_seed,
+        max_pixels=section.max_pixels,
+        max_bytes=section.max_bytes,
+        multi_label=section.multi_label,
+        image_column=section.image_column,
+        label_column=section.label_column,
+    )
+
+
+def held_out_of_training(index: DatasetIndex, recipe: Recipe) -> DatasetIndex:
+    """The same index with only its training photos in it, a part of them (``data.val_fraction``) held out by seed.
+
+    Data that the reader split by seed has been split so already. Where the data names held-out photos itself, those are
+    left out altogether: whoever chooses by them can no longer measure with them.
+
+    Raises:
+        ConfigError: nothing may be held out, or the photos are too few for it.
+    """
+    if index.split_source == "seeded" and index.val:
+        return index
+    fraction = recipe.data.val_fraction
+    if not fraction:
+        raise ConfigError("data.val_fraction: got 0, expected a share of the training photos to compare trials on")
+    counts = Counter(label for sample in index.train for label in (sample.labels or (sample.label,)))
+    groups: dict[int, list[Sample]] = {}
+    for sample in index.train:  # a photo of several classes counts for the rarest of them, as where data is split
+        rarest = min(sample.labels or (sample.label,), key=lambda label: (counts[label], label))
+        groups.setdefault(rarest, []).append(sample)
+    train: list[Sample] = []
+    val: list[Sample] = []
+    for samples in groups.values():
+        count = min(max(1, round(fraction * len(samples))), len(samples) - 1)
+        key = f"{recipe.data.split_seed}:"
+        ordered = sorted(samples, key=lambda item: sha256(f"{key}{index.relative(item.path)}".encode()).digest())
+        val += ordered[:count]
+        train += ordered[count:]
+    if not val:
+        raise ConfigError(f"{index.root}: too few training photos to hold some out; give two a class at least")
+    return replace(index, train=sorted(train), val=sorted(val), split_source="seeded")
