@@ -1,10 +1,20 @@
 """What several commands ask for in the same words."""
 
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+import typer
 
 DATA_HELP = (
     "Folder of class folders; CSV or Parquet table; folder or URL of WebDataset shards; torchvision:NAME; hf:NAME."
 )
+
+RecipeOption: TypeAlias = Annotated[
+    str | None, typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [default].")
+]
+SettingsOption: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
+]
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP
+from cmtvision.cli.arguments import DATA_HELP, RecipeOption, SettingsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine.lr_find import LrCurve
@@ -13,12 +13,8 @@ if TYPE_CHECKING:
 
 def lr_find(  # typer reads options from the signature
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [default].")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
-    ] = None,
+    recipe: RecipeOption = None,
+    settings: SettingsOption = None,
     start: Annotated[float, typer.Option("--from", metavar="LR", help="The rate to begin with.")] = 1e-6,
     end: Annotated[float, typer.Option("--to", metavar="LR", help="The rate to end with.")] = 1.0,
     steps: Annotated[int, typer.Option("--steps", min=20, help="Steps of the sweep.")] = 100,

@@ -69,8 +69,7 @@ def planned_steps(recipe: "Recipe", num_train: int, processes: int = 1) -> Plann
     from cmtvision.data import EpochSampler
 
     train, schedule = recipe.train, recipe.schedule
-    sampler = EpochSampler(num_train, repeats=recipe.data.repeated_aug, num_replicas=processes)
-    photos = min(len(sampler), num_train // processes)  # as TrainLoader counts
+    photos = EpochSampler(num_train, repeats=recipe.data.repeated_aug, num_replicas=processes).without_fill
     if train.batch_size == "auto":
         return PlannedSteps()
     batch = min(train.batch_size, num_train // processes)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP
+from cmtvision.cli.arguments import DATA_HELP, RecipeOption, SettingsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine import FitResult
@@ -21,12 +21,8 @@ def train(  # typer reads options from the signature
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="FILE|pretrained", help="Start from these weights.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [default].")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
-    ] = None,
+    recipe: RecipeOption = None,
+    settings: SettingsOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [runs/DATA-MODEL-TIME].")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Short for --set schedule.epochs=N.")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", metavar="N|auto", help="Photos at a time.")] = None,

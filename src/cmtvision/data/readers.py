@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from os import PathLike, cpu_count
 from pathlib import Path
+from typing import Any
 
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, open_image
 from cmtvision.data.index import DatasetIndex, Sample, Skipped
@@ -80,7 +81,8 @@ def read_dataset(
     split_source = listing.split_source
     if not any(entry.split == "val" for entry in usable):
         split_source = "seeded" if val_fraction else "none"
-        usable = split_by_class(usable, val_fraction, split_seed)
+        chosen = held_out([one.relative for one in usable], [one.labels for one in usable], val_fraction, split_seed)
+        usable = [one._replace(split="val" if out else "train") for one, out in zip(usable, chosen, strict=True)]
     number = {name: index for index, name in enumerate(names)}
     parts: dict[str, list[Sample]] = {"train": [], "val": []}
     for entry in sorted(usable, key=lambda entry: entry.relative):
@@ -235,22 +237,26 @@ def _check_val_classes(source: str, usable: Sequence[Entry]) -> None:
         )
 
 
-def split_by_class(usable: Sequence[Entry], val_fraction: float, seed: int) -> list[Entry]:
-    """Hold out round(val_fraction * n) of each class, one at least and never all.
+def held_out(names: Sequence[str], labels: Sequence[tuple[Any, ...]], val_fraction: float, seed: int) -> list[bool]:
+    """Which photos to hold out: round(val_fraction * n) of each class, one at least and never all.
 
-    A photo of several classes counts for the rarest of them.
+    Args:
+        names: of the photos; with the seed they decide which.
+        labels: the classes of each, by name or number; a photo of several counts for the rarest of them.
+        val_fraction: 0 holds out nothing.
+        seed: decides which.
     """
-    counts = Counter(name for entry in usable for name in entry.labels)
-    by_class: dict[str | None, list[Entry]] = {}
-    for entry in usable:
-        rarest = min(entry.labels, key=lambda name: (counts[name], name), default=None)
-        by_class.setdefault(rarest, []).append(entry)
-    result: list[Entry] = []
-    for entries in by_class.values():
-        held_out = min(max(1, round(val_fraction * len(entries))), len(entries) - 1) if val_fraction else 0
-        ordered = sorted(entries, key=lambda entry: sha256(f"{seed}:{entry.relative}".encode()).digest())
-        result += [entry._replace(split="val" if rank < held_out else "train") for rank, entry in enumerate(ordered)]
-    return result
+    counts = Counter(label for found in labels for label in found)
+    by_class: dict[Any, list[int]] = {}
+    for place, found in enumerate(labels):
+        rarest = min(found, key=lambda label: (counts[label], label), default=None)
+        by_class.setdefault(rarest, []).append(place)
+    chosen = [False] * len(names)
+    for places in by_class.values():
+        count = min(max(1, round(val_fraction * len(places))), len(places) - 1) if val_fraction else 0
+        for place in sorted(places, key=lambda place: sha256(f"{seed}:{names[place]}".encode()).digest())[:count]:
+            chosen[place] = True
+    return chosen
 
 
 def _fingerprint(usable: Sequence[Entry]) -> str:

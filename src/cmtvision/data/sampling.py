@@ -92,6 +92,11 @@ class EpochSampler:
         return math.ceil(self.num_samples / self.num_replicas)
 
     @property
+    def without_fill(self) -> int:
+        """Indices of a whole epoch before it is filled up, as many in every process: what training uses."""
+        return min(len(self), self.num_samples // self.num_replicas)
+
+    @property
     def remaining(self) -> int:
         """Indices that the next iteration will give."""
         return max(0, len(self) - self._offset)

@@ -15,7 +15,7 @@ from cmtvision.artefact import Artefact, Predictor, write_artefact
 from cmtvision.artefact.files import Task, write_text
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, Skipped
-from cmtvision.engine.batch_size import largest_batch
+from cmtvision.engine.batch_size import choose_batch_size
 from cmtvision.engine.build import BuiltModel, build_model
 from cmtvision.engine.callbacks import RunCallback, RunPlan
 from cmtvision.engine.checkpoints import find_checkpoint, has_checkpoint
@@ -120,7 +120,9 @@ def fit(
             freeze(built.model, recipe)
             if recipe.train.channels_last:
                 built.model.to(memory_format=torch.channels_last)
-            batch_size = _batch_size(recipe, built, device, len(photos.train), processes)
+            batch_size = choose_batch_size(
+                recipe, built.model, _input_size(built), device, len(photos.train), processes
+            )
             loader = train_loader(photos, built.preprocess, recipe, batch_size, processes)
             loader.accept_changed = accept_changed_data
             plan = RunPlan(recipe, out, processes, _resume_hint(data, out, processes), on_epoch)
@@ -271,22 +273,3 @@ def _resume_hint(data: str | Path, out: Path, processes: Processes) -> str:
 
 def _input_size(built: BuiltModel) -> tuple[int, int, int]:
     return (built.preprocess.channels, *built.preprocess.size)
-
-
-def _batch_size(recipe: Recipe, built: BuiltModel, device: torch.device, num_train: int, processes: Processes) -> int:
-    own = num_train // processes.world_size
-    if recipe.train.batch_size == "auto":
-        model = built.model.to(device).train()
-        # every process counts with its own memory; all take what the smallest allows
-        precision = {"32-true": "fp32"}.get(trainer_precision(recipe, device), "bf16")
-        own_limit = largest_batch(model, _input_size(built), device, own, precision=precision)
-        fitting: int = min(processes.gather(own_limit))
-    else:
-        fitting = recipe.train.batch_size
-    wanted = min(fitting, own)
-    if wanted < 2:
-        shared = f" for {processes.world_size} processes" if processes.world_size > 1 else ""
-        raise ConfigError(
-            f"{num_train} training photo(s){shared}, batch size {wanted}: batch norm needs at least two at a time"
-        )
-    return wanted

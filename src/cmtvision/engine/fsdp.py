@@ -88,7 +88,7 @@ def whole_state(module: nn.Module, first_only: bool = False) -> dict[str, torch.
         return module.state_dict()
     found = {}
     for name, value in module.state_dict().items():
-        whole = _whole(value)
+        whole = whole_tensor(value)
         if not isinstance(value, DTensor):
             whole = whole.clone()
             dist.broadcast(whole, src=0)
@@ -114,8 +114,9 @@ def local(value: torch.Tensor) -> torch.Tensor:
     return held
 
 
-def whole_number(value: torch.Tensor) -> torch.Tensor:
-    """A scalar of distributed arithmetic as a plain one, added up over the processes: all must call it."""
+def whole_tensor(value: torch.Tensor) -> torch.Tensor:
+    """A tensor as a plain one, without its gradient; of a distributed one all processes must call it."""
+    value = value.detach()
     whole: torch.Tensor = value.full_tensor() if isinstance(value, DTensor) else value
     return whole
 
@@ -163,7 +164,7 @@ class ShardedStrategy(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": states})
 
     def _to_write(self, value: torch.Tensor) -> torch.Tensor:
-        whole = _whole(value)
+        whole = whole_tensor(value)
         return whole.cpu() if self.is_global_zero else whole.new_empty(0)
 
 
@@ -176,12 +177,6 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
         if isinstance(blocks, nn.Sequential | nn.ModuleList):
             found.extend(blocks)
     return found
-
-
-def _whole(value: torch.Tensor) -> torch.Tensor:
-    value = value.detach()
-    whole: torch.Tensor = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole
 
 
 def _share_like(value: torch.Tensor, like: Any) -> torch.Tensor:

@@ -1,11 +1,10 @@
 """The photos that choosing between recipes may look at: training photos, a part of them held out."""
 
-from collections import Counter
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
-from cmtvision.data import DatasetIndex, Sample, read_dataset
+from cmtvision.data import DatasetIndex, read_dataset
+from cmtvision.data.readers import held_out
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
 
@@ -39,19 +38,11 @@ def held_out_of_training(index: DatasetIndex, recipe: Recipe) -> DatasetIndex:
     fraction = recipe.data.val_fraction
     if not fraction:
         raise ConfigError("data.val_fraction: got 0, expected a share of the training photos to compare trials on")
-    counts = Counter(label for sample in index.train for label in (sample.labels or (sample.label,)))
-    groups: dict[int, list[Sample]] = {}
-    for sample in index.train:  # a photo of several classes counts for the rarest of them, as where data is split
-        rarest = min(sample.labels or (sample.label,), key=lambda label: (counts[label], label))
-        groups.setdefault(rarest, []).append(sample)
-    train: list[Sample] = []
-    val: list[Sample] = []
-    for samples in groups.values():
-        count = min(max(1, round(fraction * len(samples))), len(samples) - 1)
-        key = f"{recipe.data.split_seed}:"
-        ordered = sorted(samples, key=lambda item: sha256(f"{key}{index.relative(item.path)}".encode()).digest())
-        val += ordered[:count]
-        train += ordered[count:]
+    samples = index.train
+    names, labels = [index.relative(one.path) for one in samples], [one.labels or (one.label,) for one in samples]
+    chosen = held_out(names, labels, fraction, recipe.data.split_seed)
+    val = [sample for sample, out in zip(samples, chosen, strict=True) if out]
+    train = [sample for sample, out in zip(samples, chosen, strict=True) if not out]
     if not val:
         raise ConfigError(f"{index.root}: too few training photos to hold some out; give two a class at least")
     return replace(index, train=sorted(train), val=sorted(val), split_source="seeded")

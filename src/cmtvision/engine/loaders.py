@@ -41,8 +41,7 @@ class TrainLoader(DataLoader[Batch]):
     def __len__(self) -> int:
         """Whole batches of a whole epoch; several processes make as many as one with the larger batch would."""
         # where photos don't divide, the sampler fills up, and a batch of fill would be one more
-        own = min(len(self.order), self.order.num_samples // self.order.num_replicas)
-        return own // (self.batch_size or 1)
+        return self.order.without_fill // (self.batch_size or 1)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """The batches that are left of the epoch, with the wait for each counted."""

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.engine.batch_size import largest_batch
+from cmtvision.engine.batch_size import choose_batch_size
 from cmtvision.engine.build import build_model
 from cmtvision.engine.distill import build_distiller
 from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.lightning_settings import run_settings, trainer_precision
 from cmtvision.engine.loaders import Batch, TrainLoader, class_counts, train_loader
 from cmtvision.engine.module import TrainingModule
-from cmtvision.engine.optim import build_optimizer, set_head_only
+from cmtvision.engine.optim import set_head_only
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
 
@@ -108,7 +108,7 @@ def find_lr(
             built.model.to(memory_format=torch.channels_last)
         model = built.model.to(device).train()
         size = (built.preprocess.channels, *built.preprocess.size)
-        batch_size = _batch_size(recipe, model, size, device, len(index.train))
+        batch_size = choose_batch_size(recipe, model, size, device, len(index.train))
         effective = batch_size * recipe.train.accumulate
         loader = train_loader(index, built.preprocess, recipe, batch_size)
         distiller = build_distiller(recipe, index.classes, model, built.preprocess.size, device)
@@ -160,10 +160,8 @@ def _sweep(
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[list[float], list[float], bool]:
-    optimizer = build_optimizer(module.model, recipe, 1.0, device)
+    optimizer = module.new_optimizer(1.0, device)
     learned = list(module.parameters())
-    if module.distiller is not None and list(module.distiller.parameters()):
-        optimizer.add_param_group({"params": list(module.distiller.parameters()), "lr": 1.0})
     # as timm's scheduler does it: a group's own share of the rate
     shares = [float(group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
     kind = _AUTOCAST[trainer_precision(recipe, device)]
@@ -214,15 +212,3 @@ def _endless(loader: TrainLoader) -> Iterator[Batch]:
         loader.begin_epoch(epoch)
         yield from loader
         epoch += 1
-
-
-def _batch_size(
-    recipe: Recipe, model: nn.Module, size: tuple[int, int, int], device: torch.device, num_train: int
-) -> int:
-    asked = recipe.train.batch_size
-    if asked == "auto":
-        asked = largest_batch(model, size, device, num_train)
-    wanted = min(asked, num_train)
-    if wanted < 2:
-        raise ConfigError(f"{num_train} training photo(s), batch size {wanted}: batch norm needs two at a time")
-    return wanted

@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
 
 from cmtvision.data.augment import mixer
 from cmtvision.engine.distill import Distiller
-from cmtvision.engine.fsdp import is_sharded, shard_network, whole_number, whole_state
+from cmtvision.engine.fsdp import is_sharded, shard_network, whole_state, whole_tensor
 from cmtvision.engine.loaders import Batch
 from cmtvision.engine.losses import build_loss
 from cmtvision.engine.optim import (
@@ -116,11 +117,16 @@ class TrainingModule(pl.LightningModule):
         share = self.recipe.distill.alpha
         return (1 - share) * own + share * self.distiller(images, logits.float(), features)
 
+    def new_optimizer(self, lr: float, device: torch.device) -> Optimizer:
+        """The recipe's optimiser over the network, and over what feature distillation learns beside it."""
+        optimizer = build_optimizer(self.model, self.recipe, lr, device)
+        if self.distiller is not None and list(self.distiller.parameters()):
+            optimizer.add_param_group({"params": list(self.distiller.parameters()), "lr": lr})
+        return optimizer
+
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser and learning-rate schedule."""
-        optimizer = build_optimizer(self.model, self.recipe, self.peak_lr, self.device)
-        if self.distiller is not None and list(self.distiller.parameters()):
-            optimizer.add_param_group({"params": list(self.distiller.parameters()), "lr": self.peak_lr})
+        optimizer = self.new_optimizer(self.peak_lr, self.device)
         scheduler = build_scheduler(optimizer, self.recipe, self.steps_per_epoch)
         interval = "epoch" if self.recipe.schedule.step == "epoch" else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
@@ -130,10 +136,10 @@ class TrainingModule(pl.LightningModule):
     ) -> None:
         """Clip the norm of all gradients, and remember it; Lightning's own refuses fused optimisers under autocast."""
         if gradient_clip_val:
-            self.gradient_norm = whole_number(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)).detach()
+            self.gradient_norm = whole_tensor(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
         elif self.global_step % _NORM_EVERY == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.gradient_norm = whole_number(nn.utils.get_total_norm(gradients)).detach()
+            self.gradient_norm = whole_tensor(nn.utils.get_total_norm(gradients))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Move timm's scheduler to where the run stands."""

@@ -112,18 +112,6 @@ class Processes:
 SINGLE = Processes()
 
 
-def launched() -> bool:
-    """Whether torchrun or SLURM started several processes and this is one of them."""
-    environment = _environment()
-    return environment is not None and environment.world_size() > 1
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks to the person, before any group is joined."""
-    environment = _environment()
-    return environment is None or environment.global_rank() == 0
-
-
 @contextmanager
 def join_processes(device_type: str) -> Iterator[Processes]:
     """Join the group that torchrun or SLURM started; a process by itself is a group of one.
