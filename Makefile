@@ -1,5 +1,6 @@
 # make demo   trains on the bundled photos, evaluates, predicts, writes a report
 # make test   runs every test
+# make test-all   the same, and what only repeats tests on larger networks
 # make check  format, lint, types, import floors, fast tests: what a commit needs
 # make bench  measures everything into benchmarks/records/
 # Each sets up .venv first where it is missing or out of date; PYTHON chooses another interpreter.
@@ -12,7 +13,7 @@ DEMO := demo
 # Two workers of one thread each: threads of several processes that spin for the same cores take ten times as long.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
-.PHONY: demo test check static bench clean
+.PHONY: demo test test-all check static bench clean
 
 demo: $(READY)
 	$(BIN)/cmtvision sample-data $(DEMO)/photos --overwrite
@@ -23,6 +24,10 @@ demo: $(READY)
 	@echo "Report: $(CURDIR)/$(DEMO)/run/report.html"
 
 test: $(READY)
+	$(BIN)/python tests/contract/fetch_timm_tests.py
+	$(PYTEST) -m "not every_size"
+
+test-all: $(READY)
 	$(BIN)/python tests/contract/fetch_timm_tests.py
 	$(PYTEST)
 

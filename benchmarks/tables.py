@@ -30,7 +30,7 @@ def models() -> str:
     rows = {row["name"]: row for row in record("models")["models"]}
     for name in ("cmt_nano", "cmt_ti", "cmt_xs", "cmt_s", "cmt_b", "cmt_ti_kecam"):
         row = rows[name]
-        top1 = f"{row['paper_top1']:.1f}%" if row["paper_top1"] else "-"
+        top1 = f"{row['paper_top1']:.1f}%" if row["paper_top1"] and not name.endswith("kecam") else "-"
         side = row["input_size"][-1]
         rates = "-"
         if name in speed["inference"]:
@@ -81,6 +81,46 @@ def throughput() -> str:
     return "\n".join(lines)
 
 
+def ladder() -> str:
+    """The ladder from DeiT to CMT: accuracy over seeds, and what each step changed."""
+    study = record("ladder-study")
+    lines = [
+        "| Network | Parameters | MMACs | Top-1, each seed | Mean | Step, points (95%) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in study["rows"]:
+        each = ", ".join(f"{count / row['num_images']:.2%}" for count in row["correct"].values())
+        step = row["difference"]
+        said = "-" if step is None else f"{_points(step['mean'])} ({_points(step['low'])} to {_points(step['high'])})"
+        lines.append(
+            f"| `{row['key']}` | {row['parameters'] / 1e6:.2f} M | {1e3 * row['gmacs']:.2f} | {each} | "
+            f"{row['top1']['mean']:.2%} | {said} |"
+        )
+    return "\n".join(lines)
+
+
+def peers() -> str:
+    """CMT-nano beside its peers: accuracy over seeds and speed."""
+    study = record("nano-peers")
+    lines = [
+        "| Network (1000 classes) | Parameters | MMACs | Latency | Images/s | Top-1, each seed | Mean (95%) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(study["rows"], key=lambda row: -row["trained"]["percent"]):
+        found = row["trained"]
+        each = ", ".join(f"{correct / total:.2%}" for correct, total in found["counts"])
+        lines.append(
+            f"| `{row['model']}` | {row['parameters'] / 1e6:.2f} M | {1e3 * row['gmacs']:.2f} | "
+            f"{1e3 * row['latency_seconds']['median']:.1f} ms | {row['images_per_second']['median']:,.0f} | {each} | "
+            f"{found['percent']:.2f}% ({found['low']:.2f} to {found['high']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f}"
+
+
 def hardware() -> str:
     """Where the figures were measured."""
     speed = record("speed-cpu")
@@ -91,7 +131,10 @@ def hardware() -> str:
     )
 
 
-TABLES = {"models": models, "runs": runs, "transfer": transfer, "throughput": throughput, "hardware": hardware}
+TABLES = {
+    "models": models, "runs": runs, "ladder": ladder, "peers": peers, "transfer": transfer, "throughput": throughput,
+    "hardware": hardware,
+}  # fmt: skip
 
 
 def fresh(text: str) -> str:

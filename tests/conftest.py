@@ -1,8 +1,15 @@
-"""What every test shares: seeded torch, and the folder of this file on the path for `random_weights`."""
+"""What every test shares: seeded torch, no models of the user's, and this folder on the path for `random_weights`."""
 
+import atexit
+import os
+import shutil
 import sys
+import tempfile
 
 import pytest
+
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="cmtvision-tests-")  # before anything imports our models
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], True)
 
 
 @pytest.fixture(autouse=True)

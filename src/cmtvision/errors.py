@@ -19,3 +19,13 @@ class CheckpointError(CmtvisionError):
 
 class ExportError(CmtvisionError):
     """An export that failed or that differs from the model it was made from."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line that an error says, shortened; 'no reason given' for one that says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:300]
+
+
+def one_line(error: Exception) -> str:
+    """Why something failed, in a line: our own message as it is, another one behind the error's name."""
+    return first_line(error) if isinstance(error, CmtvisionError) else f"{type(error).__name__}: {first_line(error)}"

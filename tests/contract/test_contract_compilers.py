@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import timm
 import torch
+from networks import CMTS, LARGER
 
-from cmtvision.models import list_models
 from cmtvision.models.cmt import CMT
 from random_weights import randomise
 
 FAST = ("cmt_nano",)
-EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in list_models()]
+EACH = [
+    pytest.param(
+        name,
+        marks=() if name in FAST else [pytest.mark.slow, *([pytest.mark.every_size] if name in LARGER else [])],
+    )
+    for name in CMTS
+]
 # one of each kind: larger variants differ in numbers only, and take minutes more
 KINDS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ("cmt_nano", "cmt_ti_kecam")]
 # scripting and tracing are deprecated in PyTorch, and still what many users and timm's own tests do

@@ -7,14 +7,20 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from networks import CMTS, LARGER
 
-from cmtvision.models import list_models
 from cmtvision.models.cmt import CMT
 from cmtvision.models.padding import pad_to_multiple
 from random_weights import randomise
 
 FAST = ("cmt_nano", "cmt_ti")
-EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in list_models()]
+EACH = [
+    pytest.param(
+        name,
+        marks=() if name in FAST else [pytest.mark.slow, *([pytest.mark.every_size] if name in LARGER else [])],
+    )
+    for name in CMTS
+]
 
 PEAK_MEMORY = """
 import sys, cmtvision, timm, torch
@@ -60,7 +66,10 @@ def test_size_changes_leave_no_trace(rel_pos: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in list_models() if n != "cmt_nano"])
+@pytest.mark.parametrize(
+    "name",
+    ["cmt_s", "cmt_ti_kecam", *(pytest.param(n, marks=pytest.mark.every_size) for n in ("cmt_ti", "cmt_xs", "cmt_b"))],
+)
 def test_detection_size_within_memory(name: str) -> None:
     """800 x 1216 px, one image; CMT-S stays under 4 GB for the whole process, the smaller ones too."""
     run = subprocess.run([sys.executable, "-c", PEAK_MEMORY, name], capture_output=True, text=True, check=True)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+from networks import CMTS
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
-from cmtvision.models import VARIANTS, list_models
+from cmtvision.models import VARIANTS
 from cmtvision.models.cmt import CMT
 from cmtvision.models.lmhsa import PositionBias
 from random_weights import randomise
 
-VARIANT_NAMES = list_models()
+VARIANT_NAMES = CMTS
 FAST = ("cmt_nano", "cmt_ti")
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in VARIANT_NAMES]
 STRIDES = [4, 8, 16, 32]

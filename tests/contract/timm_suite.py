@@ -36,6 +36,8 @@ BY_NAME = [
 ]
 # the same, once for each pretrained tag
 BY_TAG = ["test_model_default_cfgs"]
+# the same, for models whose features are tokens
+BY_TOKEN_TAG = ["test_model_default_cfgs_non_std"]
 # the same, for models with released weights
 BY_PRETRAINED = ["test_model_load_pretrained", "test_model_features_pretrained"]
 # tests with more arguments of the model's: function -> what to give besides the name
@@ -68,11 +70,14 @@ def load(folder: Path, name: str) -> ModuleType:
 
 
 def cases(
-    folder: Path, names: list[str], tags: list[str], pretrained: list[str]
+    folder: Path, names: list[str], tags: list[str], token_tags: list[str], pretrained: list[str]
 ) -> Iterator[tuple[str, Callable[..., None], dict[str, Any]]]:
     """All (model, test function, arguments) to run; fixtures (tmp_path, cfg_device) are left for the caller."""
     modules = [load(folder, "test_models"), load(folder, "test_model_input")]
-    for group, models in ((BY_NAME, names), (BY_TAG, tags), (BY_PRETRAINED, pretrained), (WITH_ARGUMENTS, names)):
+    for group, models in (
+        (BY_NAME, names), (BY_TAG, tags), (BY_TOKEN_TAG, token_tags), (BY_PRETRAINED, pretrained),
+        (WITH_ARGUMENTS, names),
+    ):  # fmt: skip
         for test in group:
             function = next(getattr(module, test) for module in modules if hasattr(module, test))
             given = WITH_ARGUMENTS.get(test, {})

@@ -21,7 +21,15 @@ FROZEN = {
     "eval": ["run", "data", "--split", "--batch-size", "--device", "--devices", "--json", "--csv", "--overwrite"],
     "predict": ["run", "images", "--top", "--batch-size", "--device", "--json", "--csv"],
     "info": ["model", "--img-size", "--num-classes", "--json"],
-    "models": ["pattern", "--json"],
+    "models": ["pattern", "--peers", "--json"],
+    "ablate": ["data", "--size", "--only", "--recipe", "--set", "--seeds", "--out", "--resume", "--json"],
+    "compare": [
+        "models", "--img-size", "--batch", "--rounds", "--device", "--train", "--recipe", "--set", "--seeds", "--out",
+        "--resume", "--overwrite", "--json",
+    ],
+    "scale": [
+        "--from", "--phi", "--gmacs", "--params", "--latency", "--device", "--name", "--out", "--overwrite", "--json",
+    ],
     "recipes": ["name", "--json"],
     "convert": ["source", "target", "--to", "--ema", "--no-ema", "--model", "--overwrite", "--json"],
     "doctor": ["--json"],

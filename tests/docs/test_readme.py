@@ -19,7 +19,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEW = ["--trials", "2", "--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.max_steps=2"]
 FEW += ["--set", "train.batch_size=4"]
 BRIEF = ["--set", "train.batch_size=4"]
+ONCE = ["--only", "ladder", "--seeds", "1", "--set", "schedule.epochs=1", "--set", "train.batch_size=4", "--set",
+        "train.max_steps=2"]  # fmt: skip
 SMALLER = ["--epochs", "1", "--batch-size", "4", "--set", "train.max_steps=2"]
+
+ADDED = {"train": SMALLER, "tune": FEW, "lr-find": BRIEF, "ablate": ONCE, "compare": ["--rounds", "1"]}
 
 
 def blocks(language):
@@ -68,7 +72,7 @@ def test_every_command_of_the_page_runs(world):
             run(["make", "-n", *words[1:]], ROOT)
             continue
         assert words[0] == "cmtvision", command
-        extra = [] if "--resume" in words else {"train": SMALLER, "tune": FEW, "lr-find": BRIEF}.get(words[1], [])
+        extra = [] if "--resume" in words else ADDED.get(words[1], [])
         run([sys.executable, "-m", "cmtvision", *words[1:], *extra], world)
         if words[1] == "sample-data":
             shrink(world / words[2])

@@ -84,7 +84,7 @@ def test_fused_and_explicit_attention_agree_in_single_precision(k: int, grid: tu
 
 @pytest.mark.parametrize(("k", "grid"), [(2, (4, 4)), (2, (3, 5)), (1, (4, 3))])
 def test_block(k: int, grid: tuple[int, int]) -> None:
-    block = ready(Block(8, 20, LightweightAttention(8, 2, kv_stride=k)))
+    block = ready(Block(8, LightweightAttention(8, 2, kv_stride=k), InvertedResidualFFN(8, 20)))
     x = image(2, 8, *grid)
     bias = image(1, 2, grid[0] * grid[1], -(-grid[0] // k) * -(-grid[1] // k), seed=2)
     agree(block(x, bias), equations.block(x.numpy(), arrays(block), 2, k, bias[0].numpy()))
@@ -92,7 +92,7 @@ def test_block(k: int, grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9)])
 def test_stage(size: tuple[int, int]) -> None:
-    blocks = [Block(8, 16, LightweightAttention(8, 2, kv_stride=2)) for _ in range(2)]
+    blocks = [Block(8, LightweightAttention(8, 2, kv_stride=2), InvertedResidualFFN(8, 16)) for _ in range(2)]
     stage = ready(Stage(Downsample(6, 8), PositionBias(2, (4, 6), 2), blocks))
     x = image(2, 6, *size)
     agree(stage(x), equations.stage(x.numpy(), arrays(stage), 2, 2, 2))
@@ -150,7 +150,7 @@ def test_eps_of_the_norms() -> None:
     """1e-5 behind a stage's convolution, 1e-6 in the blocks; at a variance of about 1e-6 the difference is large."""
     x = image(1, 8, 4, 4) * 1e-3
     downsample = ready(Downsample(8, 8))
-    block = ready(Block(8, 16, LightweightAttention(8, 2)))
+    block = ready(Block(8, LightweightAttention(8, 2), InvertedResidualFFN(8, 16)))
     with torch.no_grad():
         downsample.conv.bias.zero_()
         block.lpu.conv.bias.zero_()

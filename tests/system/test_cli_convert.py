@@ -7,9 +7,12 @@ import timm
 import torch
 from cli_process import assert_one_error, run_cli
 from safetensors import safe_open
+from timm.data import resolve_model_data_config
 
 import cmtvision  # noqa: F401  # registers the models
+from cmtvision.artefact import Artefact, write_artefact
 from cmtvision.cli.conversion import convert_weights
+from cmtvision.data import Preprocess
 from cmtvision.errors import CheckpointError
 from cmtvision.weights import read_state_dict, to_official
 
@@ -117,3 +120,13 @@ def test_the_command_names_the_variant_and_overwrites_only_when_told(tmp_path):
     assert_one_error(run_cli("convert", "a.pth", "b.safetensors", cwd=tmp_path), "is there already", "--overwrite")
     assert_one_error(run_cli("convert", "a.pth", "b.bin", cwd=tmp_path), "name it .safetensors or .pth")
     assert_one_error(run_cli("convert", "gone.pth", "c.pth", cwd=tmp_path), "gone.pth: no such file")
+
+
+def test_a_run_of_a_network_with_options_is_known_by_what_it_says_of_itself(tmp_path):
+    options = {"lpu": False, "dims": [16, 32, 48, 80], "num_heads": [1, 2, 3, 5]}
+    model = timm.create_model("cmt_nano", num_classes=2, **options)
+    contract = Preprocess.from_timm(resolve_model_data_config(model))
+    write_artefact(tmp_path / "run", Artefact(model, "cmt_nano", {"in_chans": 3, **options}, ["a", "b"], contract))
+    done = convert_weights(tmp_path / "run", tmp_path / "net.pth")
+    assert (done.model, done.layout) == ("cmt_nano", "native")  # no released network has such a layout
+    assert_same(read_state_dict(tmp_path / "net.pth"), model.state_dict())

@@ -132,7 +132,7 @@ def test_folders_photos_and_a_second_search_in_the_way(photos, tmp_path):
         import fcntl
 
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another search is at work"):
+        with pytest.raises(ConfigError, match="another process is at work"):
             tune(recipe, [], moved, out, trials=2, resume=True)
     next((moved / "disc").iterdir()).unlink()
     with pytest.raises(DataError, match="photos changed"):

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmtvision.cli.ablate import ablate
+from cmtvision.cli.compare import compare
 from cmtvision.cli.convert import convert
 from cmtvision.cli.doctor import doctor
 from cmtvision.cli.evaluate import evaluate
@@ -15,6 +17,7 @@ from cmtvision.cli.output import result
 from cmtvision.cli.predict import predict
 from cmtvision.cli.recipes import recipes
 from cmtvision.cli.sample_data import sample_data
+from cmtvision.cli.scale import scale
 from cmtvision.cli.shard import shard
 from cmtvision.cli.train import train
 from cmtvision.cli.tune import tune
@@ -54,6 +57,9 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "lr-find": (lr_find, "Find a learning rate by a short sweep."),
     "eval": (evaluate, "Measure a trained model on photos."),
     "predict": (predict, "Name what is in images."),
+    "compare": (compare, "Put models side by side: cost, speed, accuracy."),
+    "ablate": (ablate, "Take CMT's ideas away one by one, and train."),
+    "scale": (scale, "Make a CMT of another size by the paper's law."),
     "info": (info, "Show a model's layers and what they cost."),
     "models": (models, "List the models."),
     "recipes": (recipes, "List recipes, or show one."),

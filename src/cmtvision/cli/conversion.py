@@ -49,8 +49,10 @@ def convert_weights(
         raise ConfigError(f"{target}: cannot write files of this kind; name it .safetensors or .pth")
     state = read_state_dict(source / "model.safetensors" if source.is_dir() else source, use_ema=use_ema)
     native = from_official(state) if is_official(state) else state
-    name, parameters = _find_network(native, source, model)
-    official = layout == "official" or (layout is None and target.suffix in _PICKLES and _has_official_layout(native))
+    options = _options_of_run(source)
+    name, parameters = _find_network(native, source, model, options)
+    by_default = layout is None and target.suffix in _PICKLES and not options and _has_official_layout(native)
+    official = layout == "official" or by_default
     written = dict(to_official(native) if official else native)
     chosen = "official" if official else "native"
     if target.suffix == ".safetensors":
@@ -67,32 +69,47 @@ def _has_official_layout(state: StateDict) -> bool:
     return shared and all(table.ndim == 6 and table.shape[2] == table.shape[3] for table in tables)
 
 
-def _find_network(state: StateDict, source: Path, name: str | None) -> tuple[str, int]:
-    """The name of the network that weights belong to, tried by loading them, and its number of parameters."""
-    from cmtvision.models import list_models
+def _options_of_run(source: Path) -> dict[str, Any]:
+    """What a run's network was made with beyond what its weights tell (``lpu``, ``dims``, ...); {} for a mere file."""
+    told = ("in_chans", "img_size", "rel_pos")
+    return {key: value for key, value in _card(source).get("arguments", {}).items() if key not in told}
 
+
+def _card(source: Path) -> dict[str, Any]:
+    """model.json of a run folder; {} for a mere file of weights, or a folder without it."""
+    from cmtvision.artefact.files import CARD_FILE, read_card
+
+    return read_card(source) if (source / CARD_FILE).is_file() else {}
+
+
+def _find_network(state: StateDict, source: Path, name: str | None, options: dict[str, Any]) -> tuple[str, int]:
+    """The name of the network that weights belong to, tried by loading them, and its number of parameters."""
+    from cmtvision.models import VARIANTS, list_models
+
+    name = name or _card(source).get("architecture")
     if name is not None:
-        fault, parameters = _try(name, state)
+        fault, parameters = _try(name, state, options)
         if fault:
             raise CheckpointError(f"{source}: not weights of {name}, {fault}")
         return name, parameters
-    for candidate in list_models():
-        fault, parameters = _try(candidate, state)
+    known = [*VARIANTS, "cmt_ti_kecam", *list_models("ceit_*")]
+    for candidate in known:
+        fault, parameters = _try(candidate, state, {})
         if not fault:
             return candidate, parameters
     raise CheckpointError(
-        f"{source}: weights of no model of ours (tried {', '.join(list_models())}); name another of timm with --model"
+        f"{source}: weights of no model of ours (tried {', '.join(known)}); name another with --model"
     )
 
 
-def _try(name: str, state: StateDict) -> tuple[str, int]:
+def _try(name: str, state: StateDict, options: dict[str, Any]) -> tuple[str, int]:
     """Load weights into a network without values; what does not fit, '' if all does, and its number of parameters."""
     import torch
 
     from cmtvision.models import create_model
 
     with torch.device("meta"):
-        model = create_model(name, **_arguments(name, state))
+        model = create_model(name, **_arguments(name, state), **options)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
     missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
@@ -122,7 +139,7 @@ def _arguments(name: str, state: StateDict) -> dict[str, Any]:
     stem = state.get(f"{first}.weight") if isinstance(first, str) else None
     if stem is not None and stem.ndim == 4:
         found["in_chans"] = stem.shape[1]
-    if not name.startswith("cmt_"):
+    if not name.startswith("cmt_") or name.startswith("cmt_ladder_"):
         return found
     shared = state.get("stages.0.position_bias.table")
     table = shared if shared is not None else state.get("stages.0.blocks.0.lmhsa.position_bias.table")

@@ -15,8 +15,9 @@ def info(
 ) -> None:
     """Show layers with output shape, parameters, multiply-adds and activations."""
     from cmtvision.cli import output
-    from cmtvision.cli.subject import build_shapes_only, is_run
+    from cmtvision.cli.subject import is_run
     from cmtvision.errors import ConfigError
+    from cmtvision.models import build_shapes_only
     from cmtvision.models.count import count, total
 
     if is_run(model):

@@ -94,7 +94,7 @@ def progress(label: str) -> Iterator[Progress]:
 
         def show(done: int, total: int) -> None:
             rate = done / max(time.monotonic() - started, 1e-3)
-            bar.update(task, completed=done, total=total, rate=f"{rate:,.0f}/s")
+            bar.update(task, completed=done, total=total, rate=_rate(rate))
 
         yield show
 
@@ -111,9 +111,13 @@ def _plain_progress(label: str) -> Progress:
             return
         last = now
         rate = done / max(now - started, 1e-3)
-        note(f"{label}: {done:,} of {total:,}, {rate:,.0f}/s, {(total - done) / max(rate, 1e-9):.0f} s left")
+        note(f"{label}: {done:,} of {total:,}, {_rate(rate)}, {(total - done) / max(rate, 1e-9):.0f} s left")
 
     return show
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 1 else f"{1 / max(per_second, 1e-9):.0f} s each"
 
 
 def duration(seconds: float) -> str:

@@ -71,12 +71,17 @@ def check_resume(
 
 def default_out(data: str | Path, recipe: "Recipe") -> Path:
     """A new folder under runs/, named after data, model and time."""
+    return study_out(data, recipe.model.name.replace("/", "-"))
+
+
+def study_out(data: str | Path, what: str) -> Path:
+    """A new folder under runs/, named after data, what is done with it, and time."""
     import re
     from datetime import datetime
 
     named = Path(str(data).rpartition(":")[2]) if ":" in str(data) else Path(data).resolve()
     stem = re.sub(r"[^\w.-]+", "-", named.stem).strip("-.") or "data"
-    return Path("runs") / f"{stem}-{recipe.model.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{stem}-{what}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, processes: int = 1) -> None:

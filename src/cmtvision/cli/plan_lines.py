@@ -94,11 +94,11 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 def _shapes_only(recipe: "Recipe", num_classes: int) -> tuple[Any, tuple[int, int, int]]:
     """The network without values, in train mode, learning what it will learn."""
-    from cmtvision.cli.subject import build_shapes_only
     from cmtvision.engine.optim import freeze, set_head_only
+    from cmtvision.models import build_shapes_only
 
     section = recipe.model
-    more: dict[str, Any] = {"in_chans": section.in_chans}
+    more: dict[str, Any] = {"in_chans": section.in_chans, **section.options}
     more |= {key: value for key in ("rel_pos", "drop_rate") if (value := getattr(section, key)) is not None}
     more |= {key: value for key in ("attn_drop_rate", "proj_drop_rate") if (value := getattr(section, key))}
     model, input_size = build_shapes_only(section.name, section.img_size, num_classes, **more)

@@ -64,7 +64,9 @@ def train(  # typer reads options from the signature
     else:
         chosen = load_recipe(recipe, merged_overrides(recipe, settings, shorthands))
         if resume == "auto":
-            chosen = same_recipe(out, chosen)
+            from cmtvision.engine.build import portable
+
+            chosen = same_recipe(out, portable(chosen))
     folder = out or default_out(data, chosen)
     if devices is not None and devices > 1 and not launch.is_launched():
         words = [*launch.without_devices(context.obj), *([] if out else ["--out", str(folder)])]

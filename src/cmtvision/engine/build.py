@@ -13,7 +13,8 @@ from cmtvision.artefact.files import MODEL_FILE
 from cmtvision.data import Preprocess
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.models import create_model
-from cmtvision.recipe import Recipe
+from cmtvision.models.user_models import expand
+from cmtvision.recipe import ModelSection, Recipe
 from cmtvision.weights import from_official, is_official, read_state_dict
 
 
@@ -24,6 +25,28 @@ class BuiltModel:
     model: nn.Module
     arguments: dict[str, Any]
     preprocess: Preprocess
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe with a model that the user named replaced by what the name stands for, so that a run opens anywhere.
+
+    Raises:
+        ConfigError: options of the recipe that do not go together with the model's.
+    """
+    own = expand(recipe.model.name)
+    if own is None:
+        return recipe
+    given = recipe.model.model_dump(exclude_unset=True)
+    settings = {key: value for key, value in own.options.items() if key in type(recipe.model).model_fields}
+    options = {key: value for key, value in own.options.items() if key not in settings}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    model = {"img_size": own.input_size, **settings, **chosen}
+    model |= {"name": own.base, "options": {**options, **recipe.model.options}}
+    try:
+        section = ModelSection.model_validate(model)
+    except ValueError as error:
+        raise ConfigError(f"model {recipe.model.name!r}: {error}") from error
+    return recipe.model_copy(update={"model": section})
 
 
 def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
@@ -40,6 +63,7 @@ def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
         structure["img_size"] = section.img_size
     if section.rel_pos is not None:
         structure["rel_pos"] = section.rel_pos
+    structure |= section.options
     rates: dict[str, Any] = {}
     if section.drop_path_rate:
         rates["drop_path_rate"] = section.drop_path_rate

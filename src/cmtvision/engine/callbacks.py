@@ -188,6 +188,11 @@ class RunCallback(pl.Callback):
         if self.plan.on_epoch is not None:
             self.plan.on_epoch(dict(row))
 
+    @property
+    def signal(self) -> str:
+        """The signal that asked the run to stop, '' for none."""
+        return self._signals.received
+
     def save(self, trainer: pl.Trainer) -> None:
         """Write checkpoints/last.ckpt, whole or not at all, with all processes taking part."""
         save_checkpoint(self.plan.out, trainer.save_checkpoint, self.plan.processes)

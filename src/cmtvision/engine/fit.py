@@ -16,7 +16,7 @@ from cmtvision.artefact.files import Task, write_text
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, Skipped
 from cmtvision.engine.batch_size import choose_batch_size
-from cmtvision.engine.build import BuiltModel, build_model
+from cmtvision.engine.build import BuiltModel, build_model, portable
 from cmtvision.engine.callbacks import RunCallback, RunPlan
 from cmtvision.engine.checkpoints import find_checkpoint, has_checkpoint
 from cmtvision.engine.distill import build_distiller
@@ -60,6 +60,8 @@ class FitResult:
         failures: names of photos that could no longer be read during training.
         seconds: time of training.
         epochs: epochs trained.
+        late_signal: 'Ctrl-C' or a signal's name that came in the last epoch, too late to stop this run; a caller with
+            more to do should stop.
     """
 
     out: Path
@@ -69,6 +71,7 @@ class FitResult:
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     epochs: int = 0
+    late_signal: str = ""
 
 
 def fit(
@@ -107,7 +110,7 @@ def fit(
         TrainingInterrupted: stopped by Ctrl-C, SIGTERM or SIGUSR1, with the state saved.
         TrainingDiverged: the loss is no longer a number or grows without end.
     """
-    out = Path(out)
+    out, recipe = Path(out), portable(recipe)
     with join_processes(pick_device(recipe.train.device)) as processes:
         if recipe.train.strategy == "fsdp":
             check_sharding(recipe, processes)
@@ -244,7 +247,7 @@ def _finish(
 
     processes.first(write)
     failures = sorted({str(path) for paths in processes.gather(loader.photos.failures) for path in paths})
-    return FitResult(out, row, evaluation, index.skipped, failures, seconds, epochs)
+    return FitResult(out, row, evaluation, index.skipped, failures, seconds, epochs, record.signal)
 
 
 def _resumes(out: Path, resume: bool | Literal["auto"], overwrite: bool) -> bool:

@@ -8,6 +8,8 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cmtvision.artefact.files import CARD_FILE, MODEL_FILE, versions, write_text
@@ -24,6 +26,7 @@ METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 TENSORBOARD_FOLDER = "tensorboard"
+_LOCK_FILE = ".lock"
 
 
 def name_of(data: str | Path) -> str:
@@ -117,3 +120,23 @@ def write_data_record(out: Path, recipe: Recipe, data: str | Path, index: Datase
     writer.writerow(["path", "reason"])
     writer.writerows([str(item.path), item.reason] for item in index.skipped)
     write_text(out / SKIPPED_FILE, text.getvalue())
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep a second search or study out of a folder; the system frees the lock however this process ends.
+
+    Raises:
+        ConfigError: another process is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with (out / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{out}: another process is at work in it; wait, or choose another --out") from None
+        yield

@@ -14,8 +14,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from cmtvision.data import DatasetIndex
 from cmtvision.engine import study as studies
 from cmtvision.engine.fit import TrainingInterrupted, fit
 from cmtvision.engine.held_out import held_out_of_training, read_photos
+from cmtvision.engine.run_folder import alone_in
 from cmtvision.engine.study import Pruner, Trial
 from cmtvision.errors import CheckpointError, CmtvisionError, ConfigError, DataError
 from cmtvision.models import create_model
@@ -43,7 +43,6 @@ BEST_FILE = "best.yaml"
 TRIALS_FILE = "trials.csv"
 TRIALS_FOLDER = "trials"
 STUDY_FILE = "study.db"
-_LOCK_FILE = ".lock"
 
 OnTrial = Callable[[Trial, int], None]
 
@@ -137,7 +136,7 @@ def tune(
         _check(space, recipe)
     index = held_out_of_training(read_photos(recipe, data), recipe)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out), studies.quiet_optuna():
+    with alone_in(out), studies.quiet_optuna():
         if resume:
             _check_same_photos(out, index)
         else:
@@ -192,12 +191,14 @@ def _run_trial(search: _Search) -> Trial:
         if not last and trial.should_prune():
             raise optuna.TrialPruned
 
+    late = ""
     try:
         chosen = load_recipe(out / RECIPE_FILE, settings)
         finished = fit(
             chosen, search.data, folder, overwrite=True, console=search.console, on_epoch=report, index=search.index
         )
         studies.close(study, trial, "complete", time.monotonic() - began, _score(finished.evaluation, search))
+        late = finished.late_signal
     except optuna.TrialPruned:
         studies.close(study, trial, "pruned", time.monotonic() - began)
     except (KeyboardInterrupt, TrainingInterrupted):
@@ -209,6 +210,8 @@ def _run_trial(search: _Search) -> Trial:
             raise
         studies.close(study, trial, "failed", time.monotonic() - began, reason=" ".join(str(error).split()))
     _sweep(search)
+    if late:
+        raise TrainingInterrupted(f"stopped by {late}")
     return next(ended for ended in studies.all_trials(study) if ended.number == trial.number)
 
 
@@ -307,23 +310,3 @@ def _check_same_photos(out: Path, index: DatasetIndex) -> None:
     plan = json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))
     if plan.get("data_fingerprint") != index.fingerprint:
         raise DataError(f"{index.root}: the photos changed since this search began; start anew in another --out")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second search out of the folder; the system frees the lock however this process ends.
-
-    Raises:
-        ConfigError: another process is at work there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    with (out / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{out}: another search is at work in it; wait, or choose another --out") from None
-        yield

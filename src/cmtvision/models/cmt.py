@@ -21,13 +21,16 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models import load_pretrained as timm_load_pretrained
 from torch import nn
 
+from cmtvision.models.absolute_position import PositionEmbedding
 from cmtvision.models.filter import checkpoint_filter_fn
+from cmtvision.models.irffn import MLP, InvertedResidualFFN
 from cmtvision.models.lmhsa import Grid, LightweightAttention, PositionBias
 from cmtvision.models.relative_bias import RelativePositionBias
 from cmtvision.models.stage import Block, Downsample, Stage
 from cmtvision.models.stem import Stem
 from cmtvision.models.timm_private import feature_take_indices, generate_default_cfgs, update_model_input_size
 from cmtvision.models.variants import VARIANTS
+from cmtvision.models.weight_sources import read_by_us
 from cmtvision.weights import read_state_dict
 
 __all__ = ["CMT"]
@@ -42,11 +45,19 @@ class FinalConv(nn.Module):
     conv -> BN -> SiLU in the paper's networks; ``act_first`` gives conv -> GELU -> BN, as the Keras family has it.
     """
 
-    def __init__(self, dim: int, width: int, act_first: bool = False, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        act_first: bool = False,
+        norm_layer: Any = nn.BatchNorm2d,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, width, 1, device=device, dtype=dtype)
         self.act1 = nn.GELU() if act_first else nn.Identity()
-        self.norm = nn.BatchNorm2d(width, device=device, dtype=dtype)
+        self.norm = norm_layer(width, device=device, dtype=dtype)
         self.act2 = nn.Identity() if act_first else nn.SiLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,9 +82,14 @@ class CMT(nn.Module):
         head_width: channels of the 1x1 convolution before the pooling.
         rel_pos: position bias: 'stage' (one table per stage, released code), 'block' (one per block, the paper's
             text), 'none', or 'relative' (tables over relative offsets, as in the Keras family).
+        lpu: a Local Perception Unit in every block.
+        ffn: the feed-forward network of the blocks: 'irffn', 'no_shortcut' (the IRFFN without the identity around its
+            depthwise convolution), or 'mlp' (a transformer's).
+        norm: 'batch' as in the paper, or 'layer' in every place where it has BN.
+        abs_pos: add a learned absolute position embedding in front of the first block, as DeiT does.
         dynamic_img_size: accept any H x W from 32 px up, resampling the bias; else only img_size.
         qkv_bias: biases in the attention's linear layers and reducing convolution.
-        kv_norm: norm behind the reducing convolution, 'batch' or 'layer'.
+        kv_norm: norm behind the reducing convolution, 'batch' or 'layer'; None as ``norm``.
         head_act_first: GELU before the head's BN instead of SiLU behind it.
         downsample_norm_eps: eps of the LayerNorm behind each stage's convolution.
         block_norm_eps: eps of the LayerNorms in the blocks.
@@ -85,7 +101,7 @@ class CMT(nn.Module):
         dtype: their type.
 
     Raises:
-        ValueError: where rel_pos, kv_norm or img_size make no sense.
+        ValueError: where rel_pos, ffn, norm, kv_norm or img_size make no sense, or widths and heads do not fit.
     """
 
     def __init__(
@@ -102,9 +118,13 @@ class CMT(nn.Module):
         kv_strides: tuple[int, ...] = (8, 4, 2, 1),
         head_width: int = 1280,
         rel_pos: Literal["stage", "block", "none", "relative"] = "stage",
+        lpu: bool = True,
+        ffn: Literal["irffn", "no_shortcut", "mlp"] = "irffn",
+        norm: Literal["batch", "layer"] = "batch",
+        abs_pos: bool = False,
         dynamic_img_size: bool = True,
         qkv_bias: bool = True,
-        kv_norm: Literal["batch", "layer"] = "batch",
+        kv_norm: Literal["batch", "layer"] | None = None,
         head_act_first: bool = False,
         downsample_norm_eps: float = 1e-5,
         block_norm_eps: float = 1e-6,
@@ -117,10 +137,14 @@ class CMT(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if rel_pos not in ("stage", "block", "none", "relative"):
-            raise ValueError(f"rel_pos {rel_pos!r}: expected 'stage', 'block', 'none' or 'relative'")
-        if kv_norm not in ("batch", "layer"):
-            raise ValueError(f"kv_norm {kv_norm!r}: expected 'batch' or 'layer'")
+        kv_norm = kv_norm or norm
+        _check_choice("rel_pos", rel_pos, ("stage", "block", "none", "relative"))
+        _check_choice("ffn", ffn, ("irffn", "no_shortcut", "mlp"))
+        _check_choice("norm", norm, ("batch", "layer"))
+        _check_choice("kv_norm", kv_norm, ("batch", "layer"))
+        if not len(dims) == len(depths) == len(num_heads) == len(kv_strides) == NUM_STAGES:
+            raise ValueError(f"dims {dims}, depths {depths}, num_heads {num_heads}, kv_strides {kv_strides}: "
+                             f"expected {NUM_STAGES} values each, one a stage")  # fmt: skip
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -132,10 +156,16 @@ class CMT(nn.Module):
             {"num_chs": dim, "reduction": STEM_STRIDE * 2 ** (i + 1), "module": f"stages.{i}"}
             for i, dim in enumerate(dims)
         ]
-        kv_norm_layer = nn.BatchNorm2d if kv_norm == "batch" else partial(LayerNorm2d, eps=block_norm_eps)
+        layer_norm = partial(LayerNorm2d, eps=block_norm_eps)
+        norm_layer = nn.BatchNorm2d if norm == "batch" else layer_norm
+        kv_norm_layer = nn.BatchNorm2d if kv_norm == "batch" else layer_norm
         drop_path_rates = _drop_path_rates(drop_path_rate, depths)
+        make_ffn = partial(
+            _ffn, kind=ffn, mlp_ratio=mlp_ratio, proj_drop_rate=proj_drop_rate, norm_layer=norm_layer, device=device,
+            dtype=dtype,
+        )  # fmt: skip
 
-        self.stem = Stem(in_chans, stem_width, **dd)
+        self.stem = Stem(in_chans, stem_width, norm_layer=norm_layer, **dd)
         stages = []
         in_dim = stem_width
         for i, (dim, grid) in enumerate(zip(dims, _stage_grids(self.img_size), strict=True)):
@@ -143,7 +173,6 @@ class CMT(nn.Module):
             blocks = [
                 Block(
                     dim,
-                    int(dim * mlp_ratio),
                     LightweightAttention(
                         dim,
                         num_heads[i],
@@ -155,18 +184,20 @@ class CMT(nn.Module):
                         proj_drop_rate=proj_drop_rate,
                         **dd,
                     ),
+                    make_ffn(dim),
+                    lpu=lpu,
                     norm_eps=block_norm_eps,
-                    proj_drop_rate=proj_drop_rate,
                     drop_path_rate=drop_path_rates[i][j],
                     **dd,
                 )
                 for j in range(depths[i])
             ]
             downsample = Downsample(in_dim, dim, norm_eps=downsample_norm_eps, **dd)
-            stages.append(Stage(downsample, make_bias() if rel_pos == "stage" else None, blocks))
+            embedding = PositionEmbedding(dim, grid, **dd) if abs_pos and i == 0 else None
+            stages.append(Stage(downsample, make_bias() if rel_pos == "stage" else None, blocks, embedding))
             in_dim = dim
         self.stages = nn.Sequential(*stages)
-        self.final: nn.Module = FinalConv(in_dim, head_width, act_first=head_act_first, **dd)
+        self.final: nn.Module = FinalConv(in_dim, head_width, act_first=head_act_first, norm_layer=norm_layer, **dd)
         self.global_pool, self.head_drop, self.head = create_classifier(
             head_width, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd
         )
@@ -186,7 +217,7 @@ class CMT(nn.Module):
         return {
             "stem": r"^stem",
             "blocks": [
-                (r"^stages\.(\d+)\.(?:downsample|position_bias)", (0,)),
+                (r"^stages\.(\d+)\.(?:downsample|position_bias|position_embedding)", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
                 (r"^final", (99999,)),
             ],
@@ -194,8 +225,11 @@ class CMT(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay beyond biases and norms: none, the released recipe decays the bias tables."""
-        return set()
+        """Parameters without weight decay beyond biases and norms: an absolute position embedding, as in DeiT.
+
+        Not the position bias: the released recipe decays its tables.
+        """
+        return {name for name, _ in self.named_parameters() if name.endswith("position_embedding.table")}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -228,7 +262,7 @@ class CMT(nn.Module):
         self.img_size = _image_size(img_size)
         for stage, grid in zip(self.stages, _stage_grids(self.img_size), strict=False):
             for module in stage.modules():
-                if isinstance(module, PositionBias | RelativePositionBias):
+                if isinstance(module, PositionBias | RelativePositionBias | PositionEmbedding):
                     module.set_grid(grid)
         update_model_input_size(self, self.img_size)
 
@@ -355,6 +389,24 @@ def _drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     return rates
 
 
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} {value!r}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
+
+
+def _ffn(
+    dim: int, kind: str, mlp_ratio: float, proj_drop_rate: float, norm_layer: Any, device: Any, dtype: Any
+) -> nn.Module:
+    """The feed-forward network of a block; its hidden width is int(dim * mlp_ratio)."""
+    hidden_dim = int(dim * mlp_ratio)
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    if kind == "mlp":
+        return MLP(dim, hidden_dim, proj_drop_rate=proj_drop_rate, **dd)
+    return InvertedResidualFFN(
+        dim, hidden_dim, proj_drop_rate=proj_drop_rate, norm_layer=norm_layer, shortcut=kind == "irffn", **dd
+    )
+
+
 def _bias_maker(rel_pos: str, num_heads: int, grid: Grid, kv_stride: int, **dd: Any) -> Callable[[], nn.Module]:
     bias_class = RelativePositionBias if rel_pos == "relative" else PositionBias
     return partial(bias_class, num_heads, grid, kv_stride, **dd)
@@ -371,7 +423,8 @@ def _init_module(module: nn.Module, needs_reset: bool) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _cfg(variant: str, **kwargs: Any) -> dict[str, Any]:
+def cmt_cfg(variant: str, **kwargs: Any) -> dict[str, Any]:
+    """timm's pretrained config of a row of VARIANTS, with changes."""
     row = VARIANTS[variant]
     side = row.input_size
     return {
@@ -382,7 +435,7 @@ def _cfg(variant: str, **kwargs: Any) -> dict[str, Any]:
         "pool_size": (side // 32, side // 32),
         "min_input_size": (3, 32, 32),
         "fixed_input_size": True,
-        "crop_pct": 0.875,
+        "crop_pct": 0.875 if side > 64 else 1.0,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -397,12 +450,12 @@ def _cfg(variant: str, **kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "cmt_nano.untrained": _cfg("cmt_nano", crop_pct=1.0, origin_url=None),
-        "cmt_ti.in1k": _cfg("cmt_ti"),
-        "cmt_xs.in1k": _cfg("cmt_xs"),
-        "cmt_s.in1k": _cfg("cmt_s"),
-        "cmt_b.in1k": _cfg("cmt_b"),
-        "cmt_ti_kecam.untrained": _cfg("cmt_ti", url="", origin_url=None),
+        "cmt_nano.untrained": cmt_cfg("cmt_nano", origin_url=None),
+        "cmt_ti.in1k": cmt_cfg("cmt_ti"),
+        "cmt_xs.in1k": cmt_cfg("cmt_xs"),
+        "cmt_s.in1k": cmt_cfg("cmt_s"),
+        "cmt_b.in1k": cmt_cfg("cmt_b"),
+        "cmt_ti_kecam.untrained": cmt_cfg("cmt_ti", url="", origin_url=None),
     }
 )
 
@@ -417,14 +470,12 @@ KECAM = {
 }
 
 
-def _create_cmt(name: str, pretrained: bool = False, row: str | None = None, **kwargs: Any) -> CMT:
+def create_cmt(name: str, pretrained: bool = False, row: str | None = None, **kwargs: Any) -> CMT:
+    """Make a registered CMT through timm: a row of VARIANTS (``name`` itself by default), with changes."""
     variant = VARIANTS[row or name]
     feature_cfg = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True, **kwargs.pop("feature_cfg", {})}
     kwargs.setdefault("img_size", variant.input_size)
-    overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if overlay.get("file") or overlay.get("url"):
-        # timm would read a source named here with torch.load, unless told that it is for our reader
-        kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
+    read_by_us(kwargs)
     model: CMT = build_model_with_cfg(
         CMT,
         name,
@@ -439,34 +490,34 @@ def _create_cmt(name: str, pretrained: bool = False, row: str | None = None, **k
 @register_model
 def cmt_nano(pretrained: bool = False, **kwargs: Any) -> CMT:
     """CMT-nano, ours: about 1M parameters, for 32 to 64 px, for learning and tests."""
-    return _create_cmt("cmt_nano", pretrained, **kwargs)
+    return create_cmt("cmt_nano", pretrained, **kwargs)
 
 
 @register_model
 def cmt_ti(pretrained: bool = False, **kwargs: Any) -> CMT:
     """CMT-Ti: 9.49M parameters, 0.64 GMACs at 160 px, 79.1% ImageNet top-1 in the paper."""
-    return _create_cmt("cmt_ti", pretrained, **kwargs)
+    return create_cmt("cmt_ti", pretrained, **kwargs)
 
 
 @register_model
 def cmt_xs(pretrained: bool = False, **kwargs: Any) -> CMT:
     """CMT-XS: 15.25M parameters, 1.55 GMACs at 192 px, 81.8% ImageNet top-1 in the paper."""
-    return _create_cmt("cmt_xs", pretrained, **kwargs)
+    return create_cmt("cmt_xs", pretrained, **kwargs)
 
 
 @register_model
 def cmt_s(pretrained: bool = False, **kwargs: Any) -> CMT:
     """CMT-S: 26.26M parameters, 4.03 GMACs at 224 px, 83.5% ImageNet top-1 in the paper."""
-    return _create_cmt("cmt_s", pretrained, **kwargs)
+    return create_cmt("cmt_s", pretrained, **kwargs)
 
 
 @register_model
 def cmt_b(pretrained: bool = False, **kwargs: Any) -> CMT:
     """CMT-B: 45.72M parameters, 9.32 GMACs at 256 px, 84.5% ImageNet top-1 in the paper."""
-    return _create_cmt("cmt_b", pretrained, **kwargs)
+    return create_cmt("cmt_b", pretrained, **kwargs)
 
 
 @register_model
 def cmt_ti_kecam(pretrained: bool = False, **kwargs: Any) -> CMT:
     """The Keras family's own CMT-Ti at 160 px: relative bias tables, LayerNorm for keys, no attention biases."""
-    return _create_cmt("cmt_ti_kecam", pretrained, row="cmt_ti", **{**KECAM, **kwargs})
+    return create_cmt("cmt_ti_kecam", pretrained, row="cmt_ti", **{**KECAM, **kwargs})

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cmtvision.errors import CheckpointError
+from cmtvision.models.absolute_position import resample_embedding
 from cmtvision.models.lmhsa import resample_bias_grid
 from cmtvision.models.relative_bias import resample_offsets
 from cmtvision.models.variants import VARIANTS
@@ -30,9 +31,21 @@ def checkpoint_filter_fn(
         state_dict = pick_weights(state_dict, use_ema=True, source=source)
     state = from_official(state_dict) if is_official(state_dict) else dict(state_dict)
     target = model.state_dict()
+    state = _fit_embedding(state, target)
     state = _fit_bias(state, target, str(getattr(model, "rel_pos", "stage")), source)
     _check_fit(state, target, source)
     return state
+
+
+def _fit_embedding(state: StateDict, target: Mapping[str, torch.Tensor]) -> StateDict:
+    """Resample an absolute position embedding (1, dim, H, W) to the model's grid."""
+    return {
+        name: resample_embedding(value, wanted.shape[2], wanted.shape[3])
+        if name.endswith("position_embedding.table")
+        and (wanted := target.get(name, value)).shape[2:] != value.shape[2:]
+        else value
+        for name, value in state.items()
+    }
 
 
 def _is_bias(name: str) -> bool:

@@ -7,21 +7,22 @@ In the second run the momentum is zero here.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(block: nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """``block(x, bias)``, keeping no activations inside it: (B, dim, H, W) -> (B, dim, H, W)."""
+def recomputed(block: nn.Module, x: torch.Tensor, second: Any) -> torch.Tensor:
+    """``block(x, second)``, keeping no activations inside it; ``second`` is CMT's position bias or CeiT's grid."""
     if torch.compiler.is_compiling():  # the compiler recomputes values only, never the update of a buffer
-        return checkpoint(block, x, bias, use_reentrant=False)
+        return checkpoint(block, x, second, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _frozen_statistics(block)
 
-    return checkpoint(block, x, bias, use_reentrant=False, context_fn=contexts)
+    return checkpoint(block, x, second, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

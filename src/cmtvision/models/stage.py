@@ -4,8 +4,11 @@
     block:  x = LPU(x);  x = x + LMHSA(LN(x));  x = x + IRFFN(LN(x))
 
 Released code: the same. Drop path sits on the two residual branches, not on the LPU. LayerNorm eps is 1e-5 behind the
-convolution and 1e-6 in the blocks. Maps are (B, C, H, W) tensors, best kept in torch.channels_last memory, where
-the LayerNorms and the attention's linear layers read them without a copy.
+convolution and 1e-6 in the blocks. For ablations a block may lack its LPU or have another feed-forward network, and a
+stage may add a learned absolute position embedding behind its convolution, as DeiT does.
+
+Maps are (B, C, H, W) tensors, best kept in torch.channels_last memory, where the LayerNorms and the attention's linear
+layers read them without a copy.
 """
 
 from typing import Any
@@ -14,7 +17,6 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from cmtvision.models.irffn import InvertedResidualFFN
 from cmtvision.models.lmhsa import LightweightAttention
 from cmtvision.models.lpu import LocalPerceptionUnit
 from cmtvision.models.padding import pad_to_multiple
@@ -23,27 +25,27 @@ from cmtvision.models.training_speed import MapLayerNorm
 
 
 class Block(nn.Module):
-    """One CMT block: LPU, LMHSA and IRFFN. Input and output (B, dim, H, W)."""
+    """One CMT block: LPU, LMHSA and a feed-forward network (IRFFN). Input and output (B, dim, H, W)."""
 
     def __init__(
         self,
         dim: int,
-        hidden_dim: int,
         attention: LightweightAttention,
+        ffn: nn.Module,
+        lpu: bool = True,
         norm_eps: float = 1e-6,
-        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.lpu = LocalPerceptionUnit(dim, **dd)
+        self.lpu = LocalPerceptionUnit(dim, **dd) if lpu else nn.Identity()
         self.norm1 = MapLayerNorm(dim, eps=norm_eps, **dd)
         self.lmhsa = attention
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.norm2 = MapLayerNorm(dim, eps=norm_eps, **dd)
-        self.irffn = InvertedResidualFFN(dim, hidden_dim, proj_drop_rate=proj_drop_rate, **dd)
+        self.irffn = ffn
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,16 +74,23 @@ class Stage(nn.Module):
     Input (B, in_dim, H, W), output (B, dim, ceil(H/2), ceil(W/2)).
     """
 
-    def __init__(self, downsample: Downsample, position_bias: nn.Module | None, blocks: list[Block]) -> None:
+    def __init__(
+        self,
+        downsample: Downsample,
+        position_bias: nn.Module | None,
+        blocks: list[Block],
+        position_embedding: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
+        self.position_embedding = position_embedding if position_embedding is not None else nn.Identity()
         self.position_bias = position_bias
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) -> map (B, dim, H/2, W/2)."""
-        x = self.downsample(x)
+        x = self.position_embedding(self.downsample(x))
         bias: torch.Tensor | None = None
         if self.position_bias is not None:
             bias = self.position_bias(x.shape[2], x.shape[3])  # (1, h, N, M)

@@ -19,15 +19,17 @@ class Stem(nn.Module):
     Input (B, in_chans, H, W), output (B, width, ceil(H / 2), ceil(W / 2)).
     """
 
-    def __init__(self, in_chans: int, width: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, in_chans: int, width: int, norm_layer: Any = nn.BatchNorm2d, device: Any = None, dtype: Any = None
+    ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv1 = nn.Conv2d(in_chans, width, 3, stride=2, padding=1, **dd)
-        self.norm1 = nn.BatchNorm2d(width, **dd)
+        self.norm1 = norm_layer(width, **dd)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, **dd)
-        self.norm2 = nn.BatchNorm2d(width, **dd)
+        self.norm2 = norm_layer(width, **dd)
         self.conv3 = nn.Conv2d(width, width, 3, padding=1, **dd)
-        self.norm3 = nn.BatchNorm2d(width, **dd)
+        self.norm3 = norm_layer(width, **dd)
         self.act = MapGELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

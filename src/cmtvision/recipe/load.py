@@ -20,6 +20,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
 _TOP = [*Recipe.model_fields, "base"]
+_OPTIONS = "model.options."
+"""What is free to choose: arguments of the model's constructor."""
 _PATHS = [path for name in Recipe.model_fields for path in (
     [f"{name}.{key}" for key in _SECTIONS[name].model_fields] if name in _SECTIONS else [name]
 )]  # fmt: skip
@@ -185,12 +187,17 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if key in _SECTIONS:
         raise ConfigError(f"override {override!r}: {key!r} is a section; set one of its keys, for example "
                           f"{key}.{next(iter(_SECTIONS[key].model_fields))}=...")  # fmt: skip
-    if key not in _PATHS:
+    option = key.removeprefix(_OPTIONS) if key.startswith(_OPTIONS) else ""
+    if key not in _PATHS and not option:
         raise ConfigError(f"override {override!r}: unknown key {key!r}{_suggest(key)}")
     try:
         value = yaml.load(raw, Loader=_Loader)
     except (yaml.YAMLError, ConfigError):
         raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it if it is text") from None
+    if option:
+        model = data["model"] = dict(data.get("model") or {})
+        model["options"] = {**(model.get("options") or {}), option: value}
+        return
     section, dot, inner = key.partition(".")
     if not dot:
         data[section] = value

@@ -16,6 +16,9 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
 
+OptionValue = bool | int | float | str | None | tuple[bool | int | float | str, ...]
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys, and booleans where a number is meant."""
 
@@ -42,6 +45,8 @@ class ModelSection(Section):
     """Pixels, or (height, width); None is the model's own size."""
     in_chans: Count = 3
     rel_pos: Literal["stage", "block", "none"] | None = None
+    options: dict[str, OptionValue] = {}
+    """Further arguments of the model's constructor, such as {lpu: false}; they are kept with the trained model."""
     drop_rate: Rate | None = None
     """Dropout in front of the classifier; None is the model's own."""
     drop_path_rate: Rate = 0.1
@@ -50,6 +55,13 @@ class ModelSection(Section):
     grad_checkpointing: bool = False
     freeze: Literal["none", "backbone"] = "none"
     """'backbone' trains the classifier alone (a linear probe): nothing else changes, BN statistics included."""
+
+    @model_validator(mode="after")
+    def _options_are_not_settings(self) -> Self:
+        settings = sorted(self.options.keys() & {*type(self).model_fields, "num_classes", "device", "dtype"})
+        if settings:
+            raise ValueError(f"options.{settings[0]}: this has a setting of its own, or follows from the data")
+        return self
 
 
 class DataSection(Section):

@@ -1,0 +1,1 @@
+"""Comparisons: what models cost, measured here, and what they learn under one recipe."""

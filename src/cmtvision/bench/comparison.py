@@ -1,0 +1,149 @@
+"""What a comparison found: a row for each model, the order of the table, the Pareto fronts, plain data to write down.
+
+Rows stand by multiply-adds, then by name, and those that failed stand last, by name: nothing measured has a say, so
+the order is the same in every run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any, Literal
+
+from cmtvision.bench.pareto import pareto_front
+
+Kind = Literal["trained", "published", "run"]
+Cost = Literal["gmacs", "latency"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A top-1 accuracy in percent and where it comes from.
+
+    Attributes:
+        kind: 'trained' here, for this comparison; 'published' by somebody; or of a finished 'run', on its own photos.
+        percent: the figure; over several seeds their mean.
+        source: who says so, or what was counted.
+        low, high: its 95% interval over seeds, None where there is none.
+        counts: (recognised, of how many) photos, for each seed.
+    """
+
+    kind: Kind
+    percent: float
+    source: str
+    low: float | None = None
+    high: float | None = None
+    counts: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model; None for what is not known of it.
+
+    Attributes:
+        model: its name in the comparison.
+        architecture: its registered name.
+        family: the kind of network that it is.
+        input_size: (C, H, W) of one image, in pixels.
+        parameters: learned values.
+        macs: multiply-adds for one image.
+        activations: output elements of convolutions and matrix products for one image.
+        memory_bytes_batch_1, memory_bytes: peak memory at batch 1 and at the comparison's batch.
+        latency: seconds of a forward pass of one image, for each round.
+        batch_seconds: seconds of a forward pass of the batch, for each round.
+        published: published accuracy at this input size.
+        trained: accuracy of trainings made for this comparison.
+        own: accuracy of a finished run on its own held-out photos.
+        training_failure: why it could not be trained.
+        failure: why it could not be measured.
+        front: costs ('gmacs', 'latency') for whose Pareto front against accuracy it stands.
+    """
+
+    model: str
+    architecture: str
+    family: str = ""
+    input_size: tuple[int, int, int] | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    activations: int | None = None
+    memory_bytes_batch_1: int | None = None
+    memory_bytes: int | None = None
+    latency: tuple[float, ...] = ()
+    batch_seconds: tuple[float, ...] = ()
+    published: Accuracy | None = None
+    trained: Accuracy | None = None
+    own: Accuracy | None = None
+    training_failure: str | None = None
+    failure: str | None = None
+    front: tuple[Cost, ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether everything about it was measured."""
+        return self.failure is None
+
+    def accuracy(self, kind: Kind | None) -> Accuracy | None:
+        """Its accuracy of a kind."""
+        return {"trained": self.trained, "published": self.published, "run": self.own, None: None}[kind]
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows as the table shows them."""
+    return sorted(rows, key=lambda row: (not row.measured, row.macs or 0 if row.measured else 0, row.model))
+
+
+def chosen_kind(rows: Sequence[Row]) -> Kind | None:
+    """The accuracy that models are compared by: trained here, else published, else that of runs; None without any.
+
+    Figures of different kinds are of different photos, so only those of one kind can be set against each other; those
+    of runs only where all have the same photos.
+    """
+    known: dict[Kind, set[str]] = {"trained": set(), "published": set(), "run": set()}
+    for row in rows:
+        for kind, sources in known.items():
+            accuracy = row.accuracy(kind)
+            if row.measured and accuracy is not None:
+                sources.add(accuracy.source)
+    if len(known["run"]) > 1:
+        known["run"] = set()
+    return next((kind for kind, sources in known.items() if sources), None)
+
+
+def with_fronts(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the Pareto fronts marked, of accuracy against multiply-adds and against median latency."""
+    kind = chosen_kind(rows)
+    known = [(place, row.accuracy(kind)) for place, row in enumerate(rows) if row.measured]
+    gains = {place: accuracy.percent for place, accuracy in known if accuracy is not None}
+    places = list(gains)
+    fronts: dict[Cost, set[int]] = {}
+    for cost in ("gmacs", "latency"):
+        points = [(_cost(rows[place], cost), gains[place]) for place in places]
+        fronts[cost] = {places[i] for i in pareto_front(points)}
+    return [
+        replace(row, front=tuple(cost for cost, front in fronts.items() if place in front))
+        for place, row in enumerate(rows)
+    ]
+
+
+def _cost(row: Row, cost: Cost) -> float:
+    return float(row.macs or 0) if cost == "gmacs" else median(row.latency)
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Median and extremes of rounds, None without any."""
+    return {"median": median(values), "min": min(values), "max": max(values)} if values else None
+
+
+def row_record(row: Row, batch: int) -> dict[str, Any]:
+    """A row as plain data, with the figures that people read: GMACs, millions, images a second."""
+    rates = [batch / seconds for seconds in row.batch_seconds]
+    return {
+        **asdict(row),
+        "input_size": list(row.input_size) if row.input_size else None,
+        "gmacs": None if row.macs is None else row.macs / 1e9,
+        "activations_m": None if row.activations is None else row.activations / 1e6,
+        "latency": list(row.latency),
+        "latency_seconds": spread(row.latency),
+        "batch_seconds": list(row.batch_seconds),
+        "images_per_second": spread(rates),
+        "front": list(row.front),
+    }

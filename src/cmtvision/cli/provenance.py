@@ -1,0 +1,33 @@
+"""What a record says of its origin: command, date, hardware, versions. Asked of this machine, never of the network."""
+
+import sys
+from typing import Any
+
+_STABLE = ("processor", "instructions", "cores", "GPU", "python")
+
+
+def provenance() -> dict[str, Any]:
+    """The command line, the date and what it ran on, for a record that is to be compared with others."""
+    import shlex
+    from datetime import UTC, datetime
+    from importlib import metadata
+
+    import torch
+
+    from cmtvision import __version__
+    from cmtvision.cli.machine import describe_machine
+
+    probe = {
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "mps": torch.backends.mps.is_available(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+    }
+    machine = describe_machine(probe)
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "pytorch-lightning")}
+    return {
+        "command": shlex.join(["cmtvision", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": {key: machine[key] for key in _STABLE},
+        "threads": torch.get_num_threads(),
+        "versions": {"cmtvision": __version__, **versions},
+    }
