@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cmtvision.report.ablation import in_points
+
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 README = ROOT / "README.md"
@@ -91,7 +93,7 @@ def ladder() -> str:
     for row in study["rows"]:
         each = ", ".join(f"{count / row['num_images']:.2%}" for count in row["correct"].values())
         step = row["difference"]
-        said = "-" if step is None else f"{_points(step['mean'])} ({_points(step['low'])} to {_points(step['high'])})"
+        said = "-" if step is None else in_points(step)
         lines.append(
             f"| `{row['key']}` | {row['parameters'] / 1e6:.2f} M | {1e3 * row['gmacs']:.2f} | {each} | "
             f"{row['top1']['mean']:.2%} | {said} |"
@@ -115,10 +117,6 @@ def peers() -> str:
             f"{found['percent']:.2f}% ({found['low']:.2f} to {found['high']:.2f}) |"
         )
     return "\n".join(lines)
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.2f}"
 
 
 def hardware() -> str:

@@ -81,6 +81,7 @@ def train_all(
     console: Console | None = None,
     on_run: OnRun | None = None,
     again: str = "",
+    photos: DatasetIndex | None = None,
 ) -> list[EntryResult]:
     """Train every network with every seed, seed by seed, so that what is finished can always be compared.
 
@@ -93,6 +94,7 @@ def train_all(
         console: where the progress of each run is shown.
         on_run: called behind each run with (entry, seed, its result or the reason it failed, runs done, runs in all).
         again: the command that goes on with the study, said where it is stopped.
+        photos: what ``read_comparable`` gave, where the data has been read already.
 
     Returns:
         One result for each entry, in their order. A network that cannot be trained has a reason; the others go on.
@@ -105,7 +107,7 @@ def train_all(
     """
     check_recipe(recipe)
     _check_keys(entries)
-    photos = read_comparable(recipe, data)
+    photos = photos or read_comparable(recipe, data)
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         _begin(out, recipe, photos)

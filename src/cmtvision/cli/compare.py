@@ -11,6 +11,7 @@ from cmtvision.cli.arguments import RecipeOption, SettingsOption
 if TYPE_CHECKING:
     from cmtvision.bench.comparison import Row
     from cmtvision.bench.subjects import ImgSize, Subject
+    from cmtvision.data import DatasetIndex
     from cmtvision.recipe import Recipe
 
 DEFAULT_MODELS = (
@@ -78,7 +79,7 @@ def compare(  # typer reads options from the signature
         from cmtvision.bench.training import check_recipe, read_comparable
 
         check_recipe(chosen)  # before minutes are spent on measuring
-        read_comparable(chosen, train)
+        photos = read_comparable(chosen, train)
     size = img_size if chosen is None else chosen.model.img_size
     place = pick_device(device)
     output.note(f"compare  {len(subjects)} models on {place}, batch 1 and {batch}, {rounds} rounds, in {folder}")
@@ -96,7 +97,7 @@ def compare(  # typer reads options from the signature
                 "--out": folder,
             },
         )
-        rows = _trained(subjects, rows, train, chosen, seeds or 3, folder, again)
+        rows = _trained(subjects, rows, train, photos, chosen, seeds or 3, folder, again)
     record = {
         **provenance(),
         "device": place,
@@ -119,11 +120,12 @@ def compare(  # typer reads options from the signature
 
 def _check_free(folder: Path, overwrite: bool) -> None:
     """Refuse to write into a folder that holds something."""
+    from cmtvision.cli.studies import is_study
     from cmtvision.errors import ConfigError
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; name a folder")
-    if (folder / "study.json").is_file():
+    if is_study(folder):
         raise ConfigError(f"{folder}: holds trainings; choose another --out")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(f"{folder}: is not empty; choose another --out, or use --overwrite")
@@ -152,6 +154,7 @@ def _trained(
     subjects: "list[Subject]",
     rows: "list[Row]",
     data: str,
+    photos: "DatasetIndex",
     recipe: "Recipe",
     seeds: int,
     folder: Path,
@@ -175,6 +178,7 @@ def _trained(
         console=console if console.is_terminal else None,
         on_run=run_lines(),
         again=again,
+        photos=photos,
     )
     return with_training(rows, results)
 

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 _STUDY_FILE = "study.json"
 
 
+def is_study(folder: Path) -> bool:
+    """Whether a study stands in a folder."""
+    return (folder / _STUDY_FILE).is_file()
+
+
 def begin_study(
     folder: Path, named: bool, resume: str, recipe: str | None, settings: Sequence[str]
 ) -> tuple[Path, "Recipe"]:
@@ -29,7 +34,7 @@ def begin_study(
     from cmtvision.errors import ConfigError
     from cmtvision.recipe import load_recipe
 
-    there = (folder / _STUDY_FILE).is_file()
+    there = is_study(folder)
     if resume != "no" and not named:
         raise ConfigError("--resume: say which study with --out")
     if resume == "no":

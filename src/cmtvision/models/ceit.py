@@ -33,7 +33,6 @@ from timm.layers import (
     to_2tuple,
 )
 from timm.models import build_model_with_cfg, register_model
-from timm.models import load_pretrained as timm_load_pretrained
 from torch import nn
 
 from cmtvision.errors import CheckpointError
@@ -42,8 +41,7 @@ from cmtvision.models.lca import LayerwiseClassAttention
 from cmtvision.models.leff import Grid, LocallyEnhancedFFN
 from cmtvision.models.recompute import recomputed
 from cmtvision.models.timm_private import feature_take_indices, generate_default_cfgs, update_model_input_size
-from cmtvision.models.weight_sources import read_by_us, refuse_missing_weights
-from cmtvision.weights import read_state_dict
+from cmtvision.models.weight_sources import load_file, read_by_us, refuse_missing_weights
 from cmtvision.weights.files import pick_weights
 
 __all__ = ["CeiT"]
@@ -243,14 +241,7 @@ class CeiT(nn.Module):
         Raises:
             CheckpointError: where the file cannot be read safely or belongs to another network.
         """
-        cfg = dict(self.pretrained_cfg, state_dict=read_state_dict(checkpoint_path), custom_load=False)  # type: ignore[arg-type]
-        timm_load_pretrained(
-            self,
-            cfg,
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            filter_fn=partial(checkpoint_filter_fn, source=str(checkpoint_path)),
-        )
+        load_file(self, checkpoint_path, partial(checkpoint_filter_fn, source=str(checkpoint_path)))
 
     def forward_intermediates(
         self,

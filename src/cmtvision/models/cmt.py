@@ -18,7 +18,6 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, create_classifier, get_device_dtype, to_2tuple
 from timm.models import build_model_with_cfg, register_model
-from timm.models import load_pretrained as timm_load_pretrained
 from torch import nn
 
 from cmtvision.models.absolute_position import PositionEmbedding
@@ -30,8 +29,7 @@ from cmtvision.models.stage import Block, Downsample, Stage
 from cmtvision.models.stem import Stem
 from cmtvision.models.timm_private import feature_take_indices, generate_default_cfgs, update_model_input_size
 from cmtvision.models.variants import VARIANTS
-from cmtvision.models.weight_sources import read_by_us
-from cmtvision.weights import read_state_dict
+from cmtvision.models.weight_sources import load_file, read_by_us
 
 __all__ = ["CMT"]
 
@@ -275,14 +273,7 @@ class CMT(nn.Module):
         Raises:
             CheckpointError: where the file cannot be read safely or belongs to another network.
         """
-        cfg = dict(self.pretrained_cfg, state_dict=read_state_dict(checkpoint_path), custom_load=False)  # type: ignore[arg-type]
-        timm_load_pretrained(
-            self,
-            cfg,
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            filter_fn=partial(checkpoint_filter_fn, source=str(checkpoint_path)),
-        )
+        load_file(self, checkpoint_path, partial(checkpoint_filter_fn, source=str(checkpoint_path)))
 
     def forward_intermediates(
         self,

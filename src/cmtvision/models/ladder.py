@@ -32,11 +32,10 @@ from cmtvision.models.cmt import STEM_STRIDE, cmt_cfg, create_cmt
 from cmtvision.models.stem import Stem
 from cmtvision.models.timm_private import generate_default_cfgs
 from cmtvision.models.variants import VARIANTS
-from cmtvision.models.weight_sources import refuse_missing_weights
+from cmtvision.models.weight_sources import TRAIN_IT, refuse_missing_weights
 
 __all__: list[str] = []
 
-ADVICE = "train it (`cmtvision train`), or name a file: pretrained_cfg_overlay={'file': 'model.safetensors'}"
 RUNGS = ("0_deit", "1_stem", "2_stages", "3_lpu", "4_lmhsa", "5_irffn")
 
 
@@ -89,7 +88,7 @@ def ladder(size: str) -> list[str]:
 def _create_rung(rung: str, size: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     name, values = ladder_name(rung, size), SIZES[size]
     if rung != "5_irffn":
-        refuse_missing_weights(name, pretrained, kwargs, ADVICE)
+        refuse_missing_weights(name, pretrained, kwargs, TRAIN_IT)
     if rung in LACKING:
         if rung in ("2_stages", "3_lpu"):
             kwargs.setdefault("depths", values.stage_depths)

@@ -17,13 +17,12 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from cmtvision.models.timm_private import generate_default_cfgs
-from cmtvision.models.weight_sources import refuse_missing_weights
+from cmtvision.models.weight_sources import TRAIN_IT, refuse_missing_weights
 
 __all__: list[str] = []
 
 IMG_SIZE = 32
 VIT_NANO = {"patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2}
-ADVICE = "train it (`cmtvision train`), or name a file: pretrained_cfg_overlay={'file': 'model.safetensors'}"
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -52,7 +51,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(cls: Any, name: str, pretrained: bool, **kwargs: Any) -> Any:
-    refuse_missing_weights(name, pretrained, kwargs, ADVICE)
+    refuse_missing_weights(name, pretrained, kwargs, TRAIN_IT)
     feature_cfg = {
         "out_indices": kwargs.pop("out_indices", 3),
         "feature_cls": "getter",

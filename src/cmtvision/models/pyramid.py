@@ -16,14 +16,12 @@ from typing import Any
 import torch
 from timm.layers import get_device_dtype, global_pool_nlc, trunc_normal_
 from timm.models import build_model_with_cfg
-from timm.models import load_pretrained as timm_load_pretrained
 from torch import nn
 
 from cmtvision.errors import ConfigError
 from cmtvision.models.recompute import recomputed
 from cmtvision.models.timm_private import feature_take_indices
-from cmtvision.models.weight_sources import read_by_us, refuse_missing_weights
-from cmtvision.weights import read_state_dict
+from cmtvision.models.weight_sources import load_file, read_by_us, refuse_missing_weights
 
 __all__ = ["PyramidStage", "TokenPyramid", "checkpoint_filter_fn", "create_pyramid", "import_transformers"]
 
@@ -279,10 +277,7 @@ class TokenPyramid(nn.Module):
         Raises:
             CheckpointError: where the file cannot be read safely.
         """
-        cfg = dict(self.pretrained_cfg, state_dict=read_state_dict(checkpoint_path), custom_load=False)  # type: ignore[arg-type]
-        timm_load_pretrained(
-            self, cfg, num_classes=self.num_classes, in_chans=self.in_chans, filter_fn=checkpoint_filter_fn
-        )
+        load_file(self, checkpoint_path, checkpoint_filter_fn)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: TokenPyramid) -> dict[str, torch.Tensor]:
