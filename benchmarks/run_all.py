@@ -1,18 +1,32 @@
 """Measure everything on this machine in under ten minutes: python benchmarks/run_all.py [--quick] [--out NAME].
 
-Writes records/models.json (parameters, GMACs) and records/speed-NAME.json: start-up times, images/s of a training
-step and of inference for every network, plain NCHW beside channels-last in interleaved rounds (medians and spread), and
-peak memory at 800 x 1216. With a GPU the same under bf16 autocast there. Then throughput.py: training step and loader
-on the CPU beside plain ones.
+With --quick it is one short round of the smallest networks, to see that it runs: a record named 'quick'.
+
+Writes records/models.json (parameters, GMACs) and one record of this machine, records/speed-NAME.json:
+
+- start_up_seconds: whole processes.
+- speed: cmt_s and the networks of timm with about its multiply-adds, each in every runtime that is here, in float32
+  and bfloat16, at batch 1 and 8, by ``cmtvision bench``'s own measurement: interleaved rounds, machine's limits.
+- pixels: cmt_s fused from 160 to 640 px: the exponent of time against pixels by least squares on logarithms, and peak
+  memory of activations against what they need (cmtvision.bench.activation_need).
+- inference: the other sizes of CMT; plain NCHW and channels-last for the README's table.
+- training_step: plain NCHW beside channels-last; then throughput.py in a record of its own.
+- gpu: where there is one: AMP, torch.compile and CUDA graphs among the forms, and kernels_gpu.py where it is there.
+
+'Plain eager' is timm.create_model(name).eval() in NCHW under torch.inference_mode, float32, nothing else. What does not
+fit in the time is left out, and the record's notes say so; --minutes gives more of it.
 """
 
 import argparse
 import json
+import math
+import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +34,195 @@ import timm
 import torch
 from record import cmtvision, write_record
 
-import cmtvision as package  # noqa: F401  # registers the models
+from cmtvision.artefact.threads import usable_cores
+from cmtvision.bench.activation_need import activation_need
+from cmtvision.bench.exports import make_exports
+from cmtvision.bench.forms import Form, find_forms, find_targets, is_here
+from cmtvision.bench.speed import measure_speed
 
-ROUNDS = 5
-SECONDS_PER_ROUND = 0.6
+PEERS = ("deit_small_patch16_224", "pvt_v2_b2", "swin_tiny_patch4_window7_224", "convnext_tiny")
+SIDES = (160, 224, 320, 448, 640)
+BATCHES = (1, 8)
+LAYOUTS = {"eager": "nchw", "channels-last": "channels_last"}
+HERE = Path(__file__).parent
+
+
+class Clock:
+    """The time that is left, and what was left out for want of it."""
+
+    def __init__(self, minutes: float) -> None:
+        self.ends, self.notes = time.monotonic() + 60 * minutes, list[str]()
+
+    def allows(self, what: str, seconds: float) -> bool:
+        """Whether so many seconds are left; where not, a note says what was left out."""
+        left = self.ends - time.monotonic()
+        if left < seconds:
+            self.notes.append(f"{what}: left out, it takes some {seconds:.0f} s and {max(left, 0):.0f} s were left")
+            print(self.notes[-1])
+        else:
+            print(f"{what} ({left:.0f} s left)", flush=True)
+        return left >= seconds
+
+
+def options(words: Sequence[str]) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the two smallest networks, one short round")
+    parser.add_argument("--out", help="name of the record; default: cpu, of --quick: quick")
+    parser.add_argument("--minutes", type=float, default=9.5, help="from which on nothing more is begun")
+    parser.add_argument("--also", nargs="*", default=[], metavar="EXPORT", help="exports to time beside cmt_s: int8")
+    args = parser.parse_args(words)
+    args.out = args.out or ("quick" if args.quick else "cpu")
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the two smallest networks, one round")
-    parser.add_argument("--out", default="cpu", help="name of the speed record")
-    args = parser.parse_args()
-    names = ["cmt_nano", "cmt_ti"] if args.quick else ["cmt_nano", "cmt_ti", "cmt_xs", "cmt_s", "cmt_b"]
-    rounds = 1 if args.quick else ROUNDS
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args = options(sys.argv[1:])
+    clock = Clock(args.minutes)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rounds, seconds = (1, 0.02) if args.quick else (5, 0.6)
+    measure = Measure(device, rounds, seconds, clock)
     if not args.quick:
         write_record("models", "cmtvision models --json", {"models": json.loads(cmtvision("models", "--json"))})
     content: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": measure.threads,
         "rounds": rounds,
-        "start_up_seconds": start_up(rounds),
-        "inference": {name: inference(name, device, rounds) for name in names},
-        "training_step": {name: training(name, device, rounds) for name in names[:2]},
     }
-    if not args.quick:
+    content["start_up_seconds"] = start_up(rounds) if clock.allows("start-up", 10 if args.quick else 40) else {}
+    ours, others = ("cmt_nano", ("cmt_ti",)) if args.quick else ("cmt_s", PEERS)
+    content["speed"] = speed(measure, ours, others, args.also, args.quick)
+    if clock.allows("pixels", 30):
+        content["pixels"] = pixels(measure, ours, (32, 64) if args.quick else SIDES)
+    content["inference"] = inference(measure, content["speed"], () if args.quick else ("cmt_nano", "cmt_ti", "cmt_xs"))
+    if clock.allows("training step", 5 if args.quick else 40):
+        content["training_step"] = {
+            name: training(name, torch.device(device), rounds, seconds)
+            for name in ("cmt_nano", "cmt_ti")[: 1 if args.quick else 2]
+        }
+    if not args.quick and clock.allows("cmt_b", 40):
+        content["inference"] |= inference(measure, {"cells": []}, ("cmt_b",))
+    if not args.quick and clock.allows(f"{ours} compiled", 200):
+        content["compiled"] = measure.forms([ours], ["eager", "compiled"])
+    if not args.quick and clock.allows("memory at 800 x 1216", 15):
         content["peak_memory_800x1216_gb"] = {"cmt_s": peak_memory("cmt_s")}
-    write_record(f"speed-{args.out}", "python benchmarks/run_all.py", content)
-    script = Path(__file__).with_name("throughput.py")
-    subprocess.run([sys.executable, script, "--out", args.out, *(["--quick"] if args.quick else [])], check=True)
+    script = HERE / "kernels_gpu.py"
+    if device == "cuda" and script.is_file() and clock.allows("kernels", 60):
+        subprocess.run([sys.executable, script], check=True)
+    if clock.allows("throughput.py", 20 if args.quick else 200):
+        more = ["--out", args.out, *(["--quick"] if args.quick else [])]
+        subprocess.run([sys.executable, HERE / "throughput.py", *more], check=True)
+    content["notes"] = clock.notes
+    write_record(f"speed-{args.out}", shlex.join(["python", "benchmarks/run_all.py", *sys.argv[1:]]), content)
+
+
+class Measure:
+    """Measures forms by the same settings throughout."""
+
+    def __init__(self, device: str, rounds: int, seconds: float, clock: Clock) -> None:
+        self.device, self._rounds, self._seconds, self._clock = device, rounds, seconds, clock
+        self.threads = usable_cores() if device == "cpu" else torch.get_num_threads()
+
+    def find(
+        self,
+        names: Sequence[str],
+        runtimes: Sequence[str] | None,
+        precision: str = "fp32",
+        img_size: int | None = None,
+    ) -> list[Form]:
+        """Forms, of the runtimes that are here."""
+        here = None if runtimes is None else [name for name in runtimes if is_here(name)]
+        precisions = None if here is None else [precision]
+        targets = find_targets(names)
+        return find_forms(
+            targets, runtimes=here, precisions=precisions, threads=[self.threads], img_size=img_size, device=self.device
+        )
+
+    def forms(self, names: Sequence[str], runtimes: Sequence[str] | None) -> dict[str, Any]:
+        return self(self.find(names, runtimes))
+
+    def __call__(self, forms: Sequence[Form], batches: Sequence[int] = BATCHES) -> dict[str, Any]:
+        """Export what has to be, and measure."""
+        with tempfile.TemporaryDirectory(prefix="cmtvision-run-all-") as folder:
+            # sort is stable: a target's forms stand together, which is how they are interleaved
+            order = list(dict.fromkeys((form.target.name, form.img_size) for form in forms))
+            ready, failures = make_exports(
+                sorted(forms, key=lambda form: order.index((form.target.name, form.img_size))), Path(folder)
+            )
+            found = measure_speed(
+                ready, batches=batches, rounds=self._rounds, seconds=self._seconds, device=self.device,
+                failures=failures, until=self._clock.ends,
+            )  # fmt: skip
+        for row in found["cells"]:
+            if row["failure"] is not None:
+                self._clock.notes.append(
+                    f"{row['target']} {row['runtime']} {row['precision']} batch {row['batch']}: {row['failure']}"
+                )
+        self._clock.notes += found.pop("notes")
+        return found
+
+
+def speed(measure: Measure, ours: str, peers: Sequence[str], also: Sequence[str], quick: bool) -> dict[str, Any]:
+    """Our network and its peers in every form, in one run."""
+    if measure.device == "cuda":
+        ways = [(("eager", "channels-last", "fused", "compiled", "cuda-graph"), "fp32"),
+                (("eager", "fused", "compiled", "cuda-graph"), "amp"), (("fused", "cuda-graph"), "bf16")]  # fmt: skip
+        theirs = [(("eager", "channels-last", "compiled", "cuda-graph"), precision) for precision in ("fp32", "amp")]
+    else:
+        ways = [(("eager", "channels-last", "fused", "torch", "onnx", "openvino"), "fp32"),
+                (("fused", "openvino"), "bf16")]  # fmt: skip
+        theirs = [(("eager", "channels-last", "onnx", "openvino"), "fp32"), (("openvino",), "bf16")]
+    if quick:
+        ways, theirs = [(("eager", "channels-last", "fused"), "fp32")], [(("eager", "channels-last"), "fp32")]
+    forms = [form for runtimes, precision in ways for form in measure.find([ours], runtimes, precision)]
+    forms += [form for runtimes, precision in theirs for form in measure.find(peers, runtimes, precision)]
+    forms += measure.find(also, None) if also else []
+    return measure(forms)
+
+
+def inference(measure: Measure, known: dict[str, Any], more: Sequence[str]) -> dict[str, Any]:
+    """Images/s of our networks, NCHW and channels-last, from what was measured and of some more."""
+    cells = list(known["cells"])
+    if more and measure._clock.allows(", ".join(more), 60):
+        runtimes = ("eager", "channels-last", "fused", *(() if measure.device == "cuda" else ("onnx", "openvino")))
+        found = measure.forms(more, runtimes)
+        cells += found["cells"]
+    rows: dict[str, Any] = {}
+    for cell in cells:
+        if cell["failure"] is None and cell["precision"] == "fp32" and str(cell["target"]).startswith("cmt_"):
+            name = LAYOUTS.get(cell["runtime"], cell["runtime"])
+            rows.setdefault(cell["target"], {})[f"{name} batch {cell['batch']}"] = cell["images_per_second"]
+    return {name: row for name, row in rows.items() if {f"{layout} batch 8" for layout in LAYOUTS.values()} <= set(row)}
+
+
+def pixels(measure: Measure, name: str, sides: Sequence[int]) -> dict[str, Any]:
+    """Time and memory of the fused network against the size of the image."""
+    found = measure([form for side in sides for form in measure.find([name], ["fused"], img_size=side)], batches=(1,))
+    rows = []
+    for side, cell in zip(sides, found["cells"], strict=True):
+        if cell["failure"] is not None:
+            continue
+        need = activation_need(timm.create_model(name, img_size=side), (3, side, side))
+        peak = cell["activation_bytes"]
+        rows.append({
+            "pixels": side,
+            "seconds": cell["latency_seconds"]["p50"],
+            "gmacs": cell["gmacs"],
+            "activation_peak_bytes": peak,
+            "activation_need_bytes": need,
+            "peak_over_need": None if peak is None else peak / need,
+            "process_peak_bytes": cell["memory_bytes"],
+        })  # fmt: skip
+    exponents = {
+        key: slope([(row["pixels"] ** 2, row[key]) for row in rows]) for key in ("seconds", "gmacs") if len(rows) > 1
+    }
+    return {"model": name, "runtime": "fused", "batch": 1, "exponents": exponents, "rows": rows}
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """p of y = c * x^p by least squares on logarithms."""
+    xs, ys = ([math.log(point[axis]) for point in points] for axis in (0, 1))
+    return statistics.linear_regression(xs, ys).slope
 
 
 def start_up(rounds: int) -> dict[str, Any]:
@@ -59,33 +233,15 @@ def start_up(rounds: int) -> dict[str, Any]:
         "import torch, timm, cmtvision": [sys.executable, "-c", "import torch, timm, cmtvision"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for counted in range(rounds + 1):
+    for _ in range(rounds):
         for name, command in commands.items():
             begun = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
-            if counted:
-                times[name].append(time.perf_counter() - begun)
+            times[name].append(time.perf_counter() - begun)
     return {name: spread(values) for name, values in times.items()}
 
 
-def inference(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Images per second at batch 1 and 8, plain NCHW beside channels-last."""
-    side = timm.get_pretrained_cfg(name).input_size[-1]
-    steps: dict[str, tuple[Callable[[], Any], int]] = {}
-    for layout, memory_format in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)):
-        model = timm.create_model(name).eval().to(device).to(memory_format=memory_format)
-        for batch in (1, 8):
-            images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=memory_format)
-            steps[f"{layout} batch {batch}"] = (lambda m=model, x=images: forward(m, x), batch)
-    return interleaved(steps, device, rounds)
-
-
-def forward(model: torch.nn.Module, images: torch.Tensor) -> None:
-    with torch.inference_mode(), autocast(images.device):
-        model(images)
-
-
-def training(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
+def training(name: str, device: torch.device, rounds: int, seconds: float) -> dict[str, Any]:
     """Images per second of a whole training step, plain NCHW beside channels-last."""
     side = timm.get_pretrained_cfg(name).input_size[-1]
     batch = 128 if side <= 64 else 16
@@ -99,25 +255,21 @@ def training(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
             lambda m=model, o=optimizer, x=images, y=labels: train_step(m, o, x, y),
             batch,
         )
-    return interleaved(steps, device, rounds)
+    return interleaved(steps, device, rounds, seconds)
 
 
 def train_step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    with autocast(images.device):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
         loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 
-def autocast(device: torch.device) -> Any:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 def interleaved(
-    steps: dict[str, tuple[Callable[[], Any], int]], device: torch.device, rounds: int
+    steps: dict[str, tuple[Callable[[], Any], int]], device: torch.device, rounds: int, seconds: float
 ) -> dict[str, dict[str, float]]:
     """Images per second of each step, all steps in turn in each round."""
     rates: dict[str, list[float]] = {name: [] for name in steps}
@@ -126,7 +278,7 @@ def interleaved(
     for _ in range(rounds):
         for name, (step, batch) in steps.items():
             count, begun = 0, time.perf_counter()
-            while count < 2 or time.perf_counter() - begun < SECONDS_PER_ROUND:
+            while count < 2 or time.perf_counter() - begun < seconds:
                 step()
                 count += 1
                 if device.type == "cuda":

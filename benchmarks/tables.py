@@ -83,6 +83,67 @@ def throughput() -> str:
     return "\n".join(lines)
 
 
+RUNTIMES = {"eager": "PyTorch, as written (NCHW)", "channels-last": "PyTorch, channels-last", "fused": "PyTorch, fused",
+            "compiled": "PyTorch, fused and compiled", "torch": "export to torch", "onnx": "ONNX Runtime",
+            "openvino": "OpenVINO"}  # fmt: skip
+
+
+def rate(cell: dict[str, Any]) -> str:
+    """Images/s, and how many times plain eager's in the same rounds."""
+    images = cell["images_per_second"]["median"]
+    times = cell["x_eager"]
+    return f"{images:.1f}" + ("" if times is None else f" ({times['median']:.2f}x)")
+
+
+def inference() -> str:
+    """CMT-S in every form: images a second, and the share of the machine's products that it reaches."""
+    speed = record("speed-cpu")
+    both = [*speed["speed"]["cells"], *record("compiled-cpu")["cells"]]
+    cells: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for cell in both:
+        if cell["target"] == "cmt_s" and cell["failure"] is None:
+            cells.setdefault((cell["runtime"], cell["precision"]), {}).setdefault(cell["batch"], cell)
+    lines = [
+        "| CMT-S, 224 px | | Images/s, batch 1 | Batch 8 | Of matrix products, batch 1 / 8 |",
+        "|---|---|---|---|---|",
+    ]
+    for (runtime, precision), by_batch in sorted(cells.items(), key=lambda item: item[0][1] != "fp32"):
+        share = " / ".join(f"{by_batch[batch]['fraction_of_limit']:.0%}" for batch in (1, 8))
+        lines.append(f"| {RUNTIMES[runtime]} | {precision} | {rate(by_batch[1])} | {rate(by_batch[8])} | {share} |")
+    return "\n".join(lines)
+
+
+def same_cost() -> str:
+    """CMT-S beside networks of about its multiply-adds, each in its best form."""
+    cells = [cell for cell in record("speed-cpu")["speed"]["cells"] if cell["failure"] is None]
+    lines = ["| Network | GMACs | fp32, batch 1 | Batch 8 | bf16, batch 1 | Batch 8 |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(cell["target"] for cell in cells):
+        own = [cell for cell in cells if cell["target"] == name]
+        best = []
+        for precision in ("fp32", "bf16"):
+            for batch in (1, 8):
+                fits = [cell for cell in own if (cell["precision"], cell["batch"]) == (precision, batch)]
+                fastest = max(fits, key=lambda cell: cell["images_per_second"]["median"])
+                best.append(f"{fastest['images_per_second']['median']:.1f} ({fastest['runtime']})")
+        lines.append(f"| `{name}` | {own[0]['gmacs']:.2f} | {' | '.join(best)} |")
+    return "\n".join(lines)
+
+
+def int8() -> str:
+    """What int8 costs cmt_nano in accuracy and saves in bytes."""
+    study = record("quantize-nano")
+    whole = study["evaluation"]
+    lines = ["| cmt_nano | Correct | Drop, points | File, of fp32 | Speed, batch 1 |", "|---|---|---|---|---|"]
+    lines.append(f"| fp32 | {whole['top1_correct']:,} of {whole['num_images']:,} | - | 100% | 1.00x |")
+    for name, row in study["ways"].items():
+        made, found = row["quantize"], row["evaluation"]
+        lines.append(
+            f"| {name} | {found['top1_correct']:,} of {found['num_images']:,} | {row['drop_points']:.2f} | "
+            f"{made['bytes_after'] / made['bytes_before']:.1%} | {made['speed']['ratio']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
 def ladder() -> str:
     """The ladder from DeiT to CMT: accuracy over seeds, and what each step changed."""
     study = record("ladder-study")
@@ -131,7 +192,7 @@ def hardware() -> str:
 
 TABLES = {
     "models": models, "runs": runs, "ladder": ladder, "peers": peers, "transfer": transfer, "throughput": throughput,
-    "hardware": hardware,
+    "inference": inference, "same_cost": same_cost, "int8": int8, "hardware": hardware,
 }  # fmt: skip
 
 

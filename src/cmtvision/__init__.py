@@ -11,17 +11,20 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from cmtvision.artefact import Prediction, Predictor, load
+    from cmtvision.deploy import export, verify
     from cmtvision.engine.evaluate import evaluate
     from cmtvision.engine.fit import fit
     from cmtvision.models import create_model, list_models
 
 __version__ = "0.1.0"
-__all__ = ["Prediction", "Predictor", "create_model", "evaluate", "fit", "list_models", "load"]
+__all__ = ["Prediction", "Predictor", "create_model", "evaluate", "export", "fit", "list_models", "load", "verify"]
 
 _HOME = {
     "Prediction": "cmtvision.artefact",
     "Predictor": "cmtvision.artefact",
     "load": "cmtvision.artefact",
+    "export": "cmtvision.deploy",
+    "verify": "cmtvision.deploy",
     "evaluate": "cmtvision.engine",
     "fit": "cmtvision.engine",
     "create_model": "cmtvision.models",

@@ -2,7 +2,7 @@
 
 
 class CmtvisionError(Exception):
-    """Base of every error that bad input causes; the command line prints it without a traceback and exits with 2."""
+    """Base of every error that a user can act on; the command line prints it without a traceback and exits with 2."""
 
 
 class ConfigError(CmtvisionError):
@@ -18,7 +18,7 @@ class CheckpointError(CmtvisionError):
 
 
 class ExportError(CmtvisionError):
-    """An export that failed or that differs from the model it was made from."""
+    """An export that failed or that differs from the model it was made from; the command line exits with 1."""
 
 
 def first_line(error: Exception) -> str:

@@ -18,8 +18,24 @@ FROZEN = {
         "data", "out", "--shard-size", "--short-side", "--val-fraction", "--seed", "--multi-label", "--image-column",
         "--label-column", "--overwrite", "--json",
     ],
-    "eval": ["run", "data", "--split", "--batch-size", "--device", "--devices", "--json", "--csv", "--overwrite"],
-    "predict": ["run", "images", "--top", "--batch-size", "--device", "--json", "--csv"],
+    "eval": [
+        "run", "data", "--split", "--batch-size", "--device", "--threads", "--streams", "--devices", "--json", "--csv",
+        "--overwrite",
+    ],
+    "predict": ["run", "images", "--top", "--batch-size", "--device", "--threads", "--streams", "--json", "--csv"],
+    "export": [
+        "run", "--to", "--out", "--img-size", "--precision", "--opset", "--preprocess-inside", "--compile", "--bundle",
+        "--images", "--num-images", "--tolerance", "--overwrite", "--json",
+    ],
+    "quantize": [
+        "run", "data", "--to", "--out", "--max-drop", "--calibration", "--num-images", "--weight-only", "--rest",
+        "--img-size", "--batch-size", "--seed", "--json", "--overwrite",
+    ],
+    "verify": ["a", "b", "--images", "--num-images", "--tolerance", "--device", "--json"],
+    "bench": [
+        "targets", "--batch", "--threads", "--runtime", "--precision", "--img-size", "--rounds", "--seconds",
+        "--device", "--out", "--overwrite", "--json",
+    ],
     "info": ["model", "--img-size", "--num-classes", "--json"],
     "models": ["pattern", "--peers", "--json"],
     "ablate": ["data", "--size", "--only", "--recipe", "--set", "--seeds", "--out", "--resume", "--json"],

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from warm_process import WarmProcess
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEW = ["--trials", "2", "--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.max_steps=2"]
@@ -23,7 +25,11 @@ ONCE = ["--only", "ladder", "--seeds", "1", "--set", "schedule.epochs=1", "--set
         "train.max_steps=2"]  # fmt: skip
 SMALLER = ["--epochs", "1", "--batch-size", "4", "--set", "train.max_steps=2"]
 
-ADDED = {"train": SMALLER, "tune": FEW, "lr-find": BRIEF, "ablate": ONCE, "compare": ["--rounds", "1"]}
+WARM = WarmProcess()
+ROUGHLY = ["--rounds", "1", "--seconds", "0.02"]
+LENIENT = ["--calibration", "32", "--max-drop", "100"]
+ADDED = {"train": SMALLER, "tune": FEW, "lr-find": BRIEF, "ablate": ONCE, "compare": ["--rounds", "1"],
+         "bench": ROUGHLY, "quantize": LENIENT}  # fmt: skip
 
 
 def blocks(language):
@@ -39,6 +45,11 @@ def run(words, folder):
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def run_command(words, folder):
+    done = WARM.run(words, folder, b"", None, 500)
+    assert done.returncode == 0, f"cmtvision {shlex.join(words)}\n{done.stdout.decode()}\n{done.stderr.decode()}"
 
 
 def shrink(photos):
@@ -73,7 +84,7 @@ def test_every_command_of_the_page_runs(world):
             continue
         assert words[0] == "cmtvision", command
         extra = [] if "--resume" in words else ADDED.get(words[1], [])
-        run([sys.executable, "-m", "cmtvision", *words[1:], *extra], world)
+        run_command(words[1:] + extra, world)
         if words[1] == "sample-data":
             shrink(world / words[2])
     for snippet in blocks("python"):
@@ -93,7 +104,7 @@ def test_the_demo_is_made_of_commands_that_run(tmp_path):
         extra = ["--epochs", "1", "--batch-size", "4", "--set", "train.max_steps=2"] if words[0] == "train" else []
         files = [str(file) for word in words if "*" in word for file in sorted(Path("/").glob(word.removeprefix("/")))]
         words = [word for word in words if "*" not in word]
-        run([sys.executable, "-m", "cmtvision", *words, *files, *extra], tmp_path)
+        run_command([*words, *files, *extra], tmp_path)
         if words[0] == "sample-data":
             for folder in (tmp_path / "demo" / "photos").glob("*/*"):
                 for file in sorted(folder.glob("*.png"))[30:]:

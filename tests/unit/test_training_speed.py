@@ -63,6 +63,8 @@ def test_a_small_middle_weight_is_not_lost_beside_the_identity() -> None:
     ids=["gelu", "layer norm", "reducing convolution"],
 )
 def test_under_autocast_each_layer_is_no_less_exact(layer: nn.Module, reference: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        layer.reset_parameters()  # from this test's seed: those of the import depend on what ran before
     reference.load_state_dict(layer.state_dict())
     x = torch.randn(2, 6, 4, 8).contiguous(memory_format=torch.channels_last)
     exact = reference(x)

@@ -1,6 +1,16 @@
-"""The one thing that training writes and everything else opens: model.safetensors beside model.json."""
+"""The one thing that training writes and everything else opens: weights or an export, beside model.json."""
 
-from cmtvision.artefact.files import Artefact, read_artefact, write_artefact
+from cmtvision.artefact.card import Card
+from cmtvision.artefact.files import Artefact, read_artefact, write_artefact, write_export_card
 from cmtvision.artefact.predictor import Prediction, Predictor, load
 
-__all__ = ["Artefact", "Prediction", "Predictor", "load", "read_artefact", "write_artefact"]
+__all__ = [
+    "Artefact",
+    "Card",
+    "Prediction",
+    "Predictor",
+    "load",
+    "read_artefact",
+    "write_artefact",
+    "write_export_card",
+]

@@ -1,34 +1,38 @@
-"""Reading and writing an artefact: a folder with model.safetensors (weights) and model.json (all else).
-
-model.json holds the format version, the task, the architecture and its arguments, the classes in the order of the
-logits, the preprocess block, metrics and provenance. Nothing in it is executed, and nothing else is needed to predict.
-
-Format 2 is format 1 with task 'multi-label': a reader of format 1 knows no task and would turn such a model's logits
-into probabilities that add up to 1, so it must refuse the file. Models with one label a photo stay format 1.
-"""
+"""Reading and writing an artefact: a folder with model.safetensors (weights) and model.json (all else, see card.py)."""
 
 import json
 import platform
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
+from cmtvision.artefact.card import CARD_FILE, Card, ExportBlock, Task, read_card, sha256_of
 from cmtvision.data.preprocess import Preprocess
-from cmtvision.errors import CheckpointError, ConfigError, DataError
+from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models import create_model
 from cmtvision.weights import read_state_dict, write_safetensors
 from cmtvision.weights.files import atomic_write
 
-Task: TypeAlias = Literal["single-label", "multi-label"]
-FORMAT_VERSIONS: dict[Task, int] = {"single-label": 1, "multi-label": 2}
+__all__ = [
+    "CARD_FILE",
+    "MODEL_FILE",
+    "Artefact",
+    "Task",
+    "read_artefact",
+    "read_card",
+    "versions",
+    "write_artefact",
+    "write_export_card",
+    "write_text",
+]
+
 MODEL_FILE = "model.safetensors"
-CARD_FILE = "model.json"
-MAX_CARD_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,19 @@ class Artefact:
     provenance: dict[str, Any] = field(default_factory=dict)
     task: Task = "single-label"
 
+    @property
+    def card(self) -> Card:
+        """All of it but the network."""
+        return Card(
+            self.architecture,
+            self.arguments,
+            self.classes,
+            self.preprocess,
+            self.metrics,
+            self.provenance,
+            self.task,
+        )
+
 
 def write_artefact(folder: str | Path, artefact: Artefact) -> Path:
     """Write model.safetensors and model.json into a folder; each file appears whole or not at all.
@@ -66,19 +83,37 @@ def write_artefact(folder: str | Path, artefact: Artefact) -> Path:
         CheckpointError: the disk refuses it.
     """
     folder = Path(folder)
-    card = {
-        "format_version": FORMAT_VERSIONS[artefact.task],
-        "task": artefact.task,
-        "architecture": artefact.architecture,
-        "arguments": artefact.arguments,
-        "classes": artefact.classes,
-        "preprocess": artefact.preprocess.to_dict(),
-        "metrics": artefact.metrics,
-        "provenance": {**versions(), **artefact.provenance},
-    }
+    card = replace(artefact.card, provenance={**versions(), **artefact.provenance})
     write_safetensors(artefact.model.state_dict(), folder / MODEL_FILE, {"architecture": artefact.architecture})
-    write_text(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
+    _write_card(folder, card)
     return folder
+
+
+def write_export_card(folder: Path, source: Artefact | Card | Mapping[str, Any], export: Mapping[str, Any]) -> None:
+    """Write the model.json of an export beside its files, whole or not at all.
+
+    Args:
+        folder: holds the files of the export already.
+        source: the model it was made from: an artefact, a card, or what ``read_card`` gives of either. Classes,
+            preprocess, metrics and provenance come from it; provenance gets an entry "exported" with versions and date.
+        export: the block, see ``ExportBlock``; "files" lists the names of the files, in the place of their "sha256".
+
+    Raises:
+        CheckpointError: a block that makes no sense, a missing file, or a disk that refuses it.
+    """
+    card = (
+        source if isinstance(source, Card) else source.card if isinstance(source, Artefact) else Card.from_dict(source)
+    )
+    try:
+        block = {key: value for key, value in export.items() if key != "files"}
+        block["sha256"] = {str(name): "" for name in export["files"]}
+        parsed = ExportBlock.from_dict(block)  # refuses names that lead elsewhere before anything is read
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CARD_FILE}: export block, {error}") from error
+    parsed = replace(parsed, sha256={name: sha256_of(folder / name) for name in parsed.sha256})
+    provenance = {**card.provenance, "exported": versions()}
+    preprocess = replace(card.preprocess, size=parsed.img_size)
+    _write_card(folder, replace(card, preprocess=preprocess, provenance=provenance, export=parsed))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,61 +125,36 @@ def read_artefact(folder: str | Path) -> Artefact:
     """Open an artefact or a run folder.
 
     Raises:
-        CheckpointError: no artefact there, one of a newer format, or weights that do not fit its architecture.
+        CheckpointError: no artefact there, one of a newer format, or weights that do not fit its architecture; or an
+            export, which has no weights of a network in it.
     """
     folder = Path(folder)
-    card = read_card(folder)
-    task = card.get("task", "single-label")
-    if task not in get_args(Task) or FORMAT_VERSIONS[task] != card["format_version"]:
+    card = Card.from_dict(read_card(folder), folder / CARD_FILE)
+    if card.export is not None:
         raise CheckpointError(
-            f"{folder / CARD_FILE}: task {task!r} in format {card['format_version']}; take the file from the run again"
+            f"{folder}: an export for {card.export.runtime}, without the network's weights; give the run it comes from"
         )
     try:
-        classes = [str(name) for name in card["classes"]]
-        arguments = dict(card["arguments"])
-        preprocess = Preprocess.from_dict(card["preprocess"])
-        model = create_model(str(card["architecture"]), num_classes=len(classes), **_constructor(arguments))
+        model = create_model(card.architecture, num_classes=len(card.classes), **constructor_arguments(card.arguments))
         state = read_state_dict(folder / MODEL_FILE)
         model.load_state_dict(state)
-    except KeyError as error:
-        raise CheckpointError(f"{folder / CARD_FILE}: {error} is missing; the file is not whole") from error
-    except (TypeError, ValueError, DataError, ConfigError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
     except RuntimeError as error:
         raise CheckpointError(
-            f"{folder}: {MODEL_FILE} does not fit the architecture {card['architecture']!r} of {CARD_FILE}; "
+            f"{folder}: {MODEL_FILE} does not fit the architecture {card.architecture!r} of {CARD_FILE}; "
             "take both files from one run"
         ) from error
     return Artefact(
         model=model.eval(),
-        architecture=str(card["architecture"]),
-        arguments=arguments,
-        classes=classes,
-        preprocess=preprocess,
-        metrics=dict(card.get("metrics", {})),
-        provenance=dict(card.get("provenance", {})),
-        task=task,
+        architecture=card.architecture,
+        arguments=card.arguments,
+        classes=card.classes,
+        preprocess=card.preprocess,
+        metrics=card.metrics,
+        provenance=card.provenance,
+        task=card.task,
     )
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """model.json as a dictionary. Raises CheckpointError where it is missing, torn or of a newer format."""
-    path = folder / CARD_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no {CARD_FILE} in it; expected a run folder that `cmtvision train` finished")
-    if path.stat().st_size > MAX_CARD_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_CARD_BYTES // 1_000_000} MB; not a model card")
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        found = card["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a model card ({error}); take it from the run again") from error
-    if found not in FORMAT_VERSIONS.values():
-        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
-        raise CheckpointError(
-            f"{path}: format {found}, this cmtvision reads {known}; install the version that wrote it"
-        )
-    return dict(card)
 
 
 def versions() -> dict[str, Any]:
@@ -160,5 +170,10 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _constructor(arguments: dict[str, Any]) -> dict[str, Any]:
+def _write_card(folder: Path, card: Card) -> None:
+    write_text(folder / CARD_FILE, json.dumps(card.to_dict(), indent=2) + "\n")
+
+
+def constructor_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The card's arguments as the network's constructor takes them: JSON has lists where it has tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}

@@ -1,4 +1,4 @@
-"""Images in, labels out: a trained model behind one small interface."""
+"""Images in, labels out: a trained model behind one small interface, whatever runs it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmtvision.artefact.files import Artefact, Task, read_artefact
-from cmtvision.data import ImageSource
-from cmtvision.errors import ConfigError
+from cmtvision.artefact.card import CARD_FILE, Card, Task, model_folder
+from cmtvision.artefact.devices import pick_device
+from cmtvision.artefact.files import MODEL_FILE, Artefact, read_artefact, read_card
+from cmtvision.artefact.pixels import PixelInput
+from cmtvision.artefact.runtime_torch import NetworkRuntime, set_threads
+from cmtvision.artefact.runtimes import Runtime, check_options, open_runtime
+from cmtvision.data import ImageSource, Preprocess
+from cmtvision.errors import CheckpointError
+
+__all__ = ["THRESHOLD", "Prediction", "Predictor", "load", "pick_device"]
 
 THRESHOLD = 0.5  # of a multi-label model's probabilities: from here on it says yes
 
@@ -36,17 +43,41 @@ class Predictor:
     """A model ready to predict.
 
     Args:
-        artefact: what was trained.
-        device: 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'mps'.
+        model: what was trained, or the card of what ``runtime`` computes.
+        device: 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'mps'; of an artefact.
+        runtime: what computes the logits; None for the artefact's own network in PyTorch.
+
+    Attributes:
+        card: all that is known of the model but its weights.
+        preprocess: how an image becomes the network's input (C, H, W).
+        inputs: how an image becomes what ``forward`` takes a batch of: ``preprocess``, or for a graph with scale and
+            normalisation in it the pixels in front of them, (H, W, C) uint8.
+        runtime: what computes the logits.
     """
 
-    def __init__(self, artefact: Artefact, device: str = "auto") -> None:
-        self.artefact = artefact
-        self.classes = artefact.classes
-        self.task: Task = artefact.task
-        self.preprocess = artefact.preprocess
-        self.device = torch.device(pick_device(device))
-        self._model = artefact.model.eval().to(self.device).to(memory_format=torch.channels_last)
+    def __init__(self, model: Artefact | Card, device: str = "auto", runtime: Runtime | None = None) -> None:
+        self.card = model.card if isinstance(model, Artefact) else model
+        self._artefact = model if isinstance(model, Artefact) else None
+        if runtime is None and isinstance(model, Artefact):
+            runtime = NetworkRuntime(model.model, device)
+        if runtime is None:
+            raise TypeError("Predictor: a card needs a runtime")
+        self.runtime = runtime
+        self.classes = self.card.classes
+        self.task: Task = self.card.task
+        self.preprocess = self.card.preprocess
+        inside = self.card.export is not None and self.card.export.preprocess_inside
+        self.inputs: Preprocess = PixelInput.of(self.preprocess) if inside else self.preprocess
+        self.device = torch.device(runtime.device if runtime.name == "torch" else "cpu")
+
+    @property
+    def artefact(self) -> Artefact:
+        """The network with its card. Raises CheckpointError for an export, which has none in it."""
+        if self._artefact is None:
+            raise CheckpointError(
+                f"a model in {self.runtime.name}: no PyTorch network in it; open the run it comes from"
+            )
+        return self._artefact
 
     def logits(self, images: Sequence[ImageSource]) -> torch.Tensor:
         """Logits (len(images), classes), float32, on the CPU, of one batch.
@@ -54,13 +85,11 @@ class Predictor:
         Raises:
             DataError: an image that cannot be read, by name.
         """
-        return self.forward(torch.from_numpy(np.stack([self.preprocess(image) for image in images])))
+        return self.forward(torch.from_numpy(np.stack([self.inputs(image) for image in images])))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes), float32, on the CPU, of a preprocessed batch (B, C, H, W)."""
-        batch = batch.to(self.device, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            return self._model(batch).float().cpu()
+        """Logits (B, classes), float32, on the CPU, of a batch of ``inputs``: (B, C, H, W), or pixels (B, H, W, C)."""
+        return torch.from_numpy(self.runtime(batch.detach().cpu().numpy()))
 
     def predict(self, images: Iterable[ImageSource], top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
         """Predict any number of images: paths, bytes, PIL images or arrays.
@@ -93,29 +122,30 @@ class Predictor:
         return found
 
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
-    """Open a run folder or an artefact for prediction.
+def load(path: str | Path, device: str = "auto", threads: int | None = None, streams: int | None = None) -> Predictor:
+    """Open a model for prediction: a run folder, an artefact, an export, a bundle, or the model's file in one of them.
+
+    A .pt2 export is a program; open only those that you trust.
+
+    Args:
+        path: the folder or file.
+        device, threads, streams: see ``cmtvision.artefact.runtimes.open_runtime``.
 
     Raises:
         CheckpointError: nothing there that this version can open.
+        ConfigError: a runtime that is not installed, a device that is not there, or an option that it does not have.
     """
-    path = Path(path)
-    return Predictor(read_artefact(path.parent if path.is_file() else path), device)
-
-
-def pick_device(wanted: str) -> str:
-    """The device to use: what is wanted, or for 'auto' a GPU where there is one.
-
-    Raises:
-        ConfigError: a device that is not there.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available.get(wanted.partition(":")[0], False):
-        here = ", ".join(name for name, present in available.items() if present)
-        raise ConfigError(f"device {wanted!r}: not available, this machine has {here}")
-    return wanted
+    folder = model_folder(path)
+    raw = read_card(folder)
+    card = Card.from_dict(raw, folder / CARD_FILE)
+    files = [MODEL_FILE] if card.export is None else list(card.export.sha256)
+    if Path(path).is_file() and Path(path).name not in (CARD_FILE, *files):
+        raise CheckpointError(f"{path}: not of the model that {CARD_FILE} beside it describes; that is {files[0]}")
+    if card.export is None:
+        check_options(card, threads, streams)
+        set_threads(threads)
+        return Predictor(read_artefact(folder), device)
+    return Predictor(card, runtime=open_runtime(folder, raw, device, threads, streams))
 
 
 def _batched(images: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:

@@ -6,7 +6,10 @@ Convolutional ones are in channels-last memory, as the engine trains them and th
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,3 +83,33 @@ def time_round(forward: Callable[[], torch.Tensor]) -> float:
 
     timer = Timer("forward()", globals={"forward": forward}, num_threads=torch.get_num_threads())
     return float(timer.blocked_autorange(min_run_time=SECONDS_A_ROUND).median)
+
+
+def timed_passes(step: Callable[[], Any], device: str, seconds: float, at_least: int) -> list[float]:
+    """Seconds of each of many passes that follow one another, the first one left out.
+
+    Args:
+        step: one pass.
+        device: whose work is waited for behind each.
+        seconds: how long to go on.
+        at_least: passes, however long they take.
+    """
+    finish = _finisher(device)
+    step()
+    finish()
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    last = -math.inf
+    while len(times) < at_least or last < ends:
+        begun = time.perf_counter()
+        step()
+        finish()
+        last = time.perf_counter()
+        times.append(last - begun)
+    return times
+
+
+def _finisher(device: str) -> Callable[[], Any]:
+    if device.startswith("cuda"):
+        return torch.cuda.synchronize
+    return torch.mps.synchronize if device.startswith("mps") else lambda: None

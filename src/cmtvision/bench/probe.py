@@ -93,9 +93,9 @@ class Prober:
         code = facts.pop("end", None)
         if code is None:
             code = process.wait()
-            facts.setdefault("failure", _died(code, self._last_words()))
+            facts.setdefault("failure", died(code, self._last_words()))
         elif code:
-            facts.setdefault("failure", _died(code, ""))
+            facts.setdefault("failure", died(code, ""))
         if "input_size" in facts:
             facts["input_size"] = tuple(facts["input_size"])
         return replace(Probed(), **facts)
@@ -153,7 +153,8 @@ def forks(device: str) -> bool:
     return sys.platform == "linux" and device == "cpu"
 
 
-def _died(code: int, words: str) -> str:
+def died(code: int, words: str) -> str:
+    """How a process ended, in words: its exit code or minus a signal, and the last line it said."""
     if code == -9:
         return "its process was killed, as happens where memory runs out"
     if code < 0:

@@ -15,15 +15,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-import torch.nn.functional as F
 
 from cmtvision.bench.measure import forward_pass, ready
 from cmtvision.bench.probe import forks
+from cmtvision.bench.process_memory import die_first, peak_bytes, settle
 from cmtvision.bench.subjects import Subject
 from cmtvision.engine.batch_size import free_bytes
 from cmtvision.errors import one_line
@@ -93,59 +92,15 @@ def probe(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
     if weight_bytes > free:
         say({"failure": f"does not fit: weights of {_size(weight_bytes)}, {_size(free)} are free"})
         return
-    _die_first()
-    level = _settle(device)
+    die_first()
+    level = settle(device)
     model = ready(subject.build(img_size), device)
     peaks = []
     for batch in (1, int(job["batch"])):
         forward_pass(model, input_size, batch, device)()
-        peak = _peak(device)
+        peak = peak_bytes(device)
         peaks.append(None if peak is None or level is None else max(0, peak - level))
     say({"memory_bytes_batch_1": peaks[0], "memory_bytes": peaks[1]})
-
-
-def _die_first() -> None:
-    """Where memory runs out, Linux is to end this process rather than the user's others."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-
-def _settle(device: str) -> int | None:
-    """Run each kind of kernel once, so that libraries are in memory, and begin to look for the peak; bytes now."""
-    x = torch.rand(1, 8, 8, 8, device=device)  # (B, C, H, W)
-    with torch.inference_mode():
-        for layout in (torch.contiguous_format, torch.channels_last):
-            y = F.conv2d(x.contiguous(memory_format=layout), torch.rand(8, 8, 3, 3, device=device), padding=1)
-            y = F.conv2d(y, torch.rand(8, 1, 3, 3, device=device), padding=1, groups=8)
-        tokens = F.linear(y.flatten(2).transpose(1, 2), torch.rand(8, 8, device=device))  # (B, N, C)
-        F.gelu(F.layer_norm(F.scaled_dot_product_attention(tokens, tokens, tokens), (8,)))
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return int(torch.cuda.memory_allocated())
-    if sys.platform == "linux":
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew at VmRSS
-    return _peak(device)
-
-
-def _peak(device: str) -> int | None:
-    """The most memory so far, in bytes; None where nobody says."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated())
-    if device != "cpu":
-        return None
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
-        if line is not None:
-            return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _size(num_bytes: int) -> str:

@@ -10,7 +10,7 @@ import timm
 from torch import nn
 
 from cmtvision.artefact import read_artefact
-from cmtvision.artefact.files import CARD_FILE, read_card
+from cmtvision.artefact.card import CARD_FILE, Card, read_card
 from cmtvision.errors import ConfigError
 from cmtvision.models import build_shapes_only, create_model, list_models
 from cmtvision.models.registry import check_name
@@ -62,7 +62,7 @@ class Subject:
         """Constructor arguments of the network beyond its name, without what a recipe says of its input."""
         if self.run is None:
             return {}
-        arguments = read_card(self.run)["arguments"]
+        arguments = _card(self.run).arguments
         return {key: value for key, value in arguments.items() if key not in _FROM_THE_RECIPE}
 
     def _read(self, img_size: ImgSize) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -92,7 +92,7 @@ def find_subjects(words: Sequence[str]) -> list[Subject]:
 def _meant(word: str) -> Iterator[Subject]:
     folder = Path(word)
     if (folder / CARD_FILE).is_file() or folder.is_dir() or "/" in word or "\\" in word:
-        yield Subject(word, str(read_card(folder)["architecture"]), folder)
+        yield Subject(word, _card(folder).architecture, folder)
     elif _PATTERN & set(word):
         matching = [name for name in timm.list_models() if fnmatchcase(name, word)]
         if not matching:
@@ -104,3 +104,7 @@ def _meant(word: str) -> Iterator[Subject]:
     else:
         check_name(word)
         yield Subject(word, word)
+
+
+def _card(folder: Path) -> Card:
+    return Card.from_dict(read_card(folder), folder / CARD_FILE)

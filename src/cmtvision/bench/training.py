@@ -15,11 +15,12 @@ from typing import Any
 from rich.console import Console
 
 from cmtvision.artefact.files import CARD_FILE, write_text
+from cmtvision.artefact.run_files import RECIPE_FILE
 from cmtvision.data import DatasetIndex
 from cmtvision.engine.build import portable
 from cmtvision.engine.fit import TrainingInterrupted, fit
 from cmtvision.engine.held_out import read_photos
-from cmtvision.engine.run_folder import EVALUATION_FILE, RECIPE_FILE, alone_in
+from cmtvision.engine.run_folder import EVALUATION_FILE, alone_in
 from cmtvision.errors import CheckpointError, ConfigError, DataError, one_line
 from cmtvision.recipe import ModelSection, Recipe, dump_recipe, load_recipe
 

@@ -1,7 +1,8 @@
 """The command ``cmtvision``: one thin file per command, each around one function of the library.
 
 Importing this package costs nothing; typer is imported when a command line is read, torch when a command needs it.
-Exit codes: 0 done, 1 a fault of ours or a broken installation, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a result that failed its check, a fault of ours or a broken installation, 2 bad input,
+130 interrupted.
 """
 
 import sys

@@ -6,21 +6,25 @@ from typing import Annotated
 import typer
 
 from cmtvision.cli.ablate import ablate
+from cmtvision.cli.bench import bench
 from cmtvision.cli.compare import compare
 from cmtvision.cli.convert import convert
 from cmtvision.cli.doctor import doctor
 from cmtvision.cli.evaluate import evaluate
+from cmtvision.cli.export import export
 from cmtvision.cli.info import info
 from cmtvision.cli.lr_find import lr_find
 from cmtvision.cli.models import models
 from cmtvision.cli.output import result
 from cmtvision.cli.predict import predict
+from cmtvision.cli.quantize import quantize
 from cmtvision.cli.recipes import recipes
 from cmtvision.cli.sample_data import sample_data
 from cmtvision.cli.scale import scale
 from cmtvision.cli.shard import shard
 from cmtvision.cli.train import train
 from cmtvision.cli.tune import tune
+from cmtvision.cli.verify import verify
 
 app = typer.Typer(
     name="cmtvision",
@@ -57,6 +61,10 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "lr-find": (lr_find, "Find a learning rate by a short sweep."),
     "eval": (evaluate, "Measure a trained model on photos."),
     "predict": (predict, "Name what is in images."),
+    "export": (export, "Write a model for ONNX, OpenVINO or PyTorch, verified."),
+    "quantize": (quantize, "Make an 8-bit model within an accuracy budget."),
+    "verify": (verify, "Compare two models on real images."),
+    "bench": (bench, "Measure speed and memory on this machine."),
     "compare": (compare, "Put models side by side: cost, speed, accuracy."),
     "ablate": (ablate, "Take CMT's ideas away one by one, and train."),
     "scale": (scale, "Make a CMT of another size by the paper's law."),

@@ -15,6 +15,12 @@ RecipeOption: TypeAlias = Annotated[
 SettingsOption: TypeAlias = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
 ]
+ThreadsOption: TypeAlias = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of the runtime; default: the physical cores.")
+]
+StreamsOption: TypeAlias = Annotated[
+    int | None, typer.Option("--streams", min=1, help="Parts of a batch computed at a time, in OpenVINO.")
+]
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

@@ -1,11 +1,11 @@
 """``cmtvision eval``: how good a trained model is, in exact counts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP
+from cmtvision.cli.arguments import DATA_HELP, StreamsOption, ThreadsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine import Evaluation
@@ -16,11 +16,15 @@ _MATRIX_CLASSES = 20
 
 def evaluate(  # typer reads options from the signature
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
+    run: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder of a trained model, or an export.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     split: Annotated[Literal["val", "train", "all"], typer.Option("--split", help="Which photos.")] = "val",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Photos at a time.")] = 128,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or mps; gpu for OpenVINO on Intel's.")
+    ] = "auto",
+    threads: ThreadsOption = None,
+    streams: StreamsOption = None,
     devices: Annotated[int, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     csv: Annotated[
@@ -40,11 +44,13 @@ def evaluate(  # typer reads options from the signature
         output.refuse_overwrite(csv, overwrite)
     from cmtvision import engine
 
+    how: dict[str, Any] = {"split": split, "batch_size": batch_size}
+    how |= {"device": device, "threads": threads, "streams": streams}
     if not launch.is_first():
-        engine.evaluate(run, data, split=split, batch_size=batch_size, device=device)
+        engine.evaluate(run, data, **how)
         return
     with output.progress("evaluating") as progress:
-        found = engine.evaluate(run, data, split=split, batch_size=batch_size, device=device, progress=progress)
+        found = engine.evaluate(run, data, progress=progress, **how)
     if csv is not None:
         _write_predictions(found, csv, overwrite)
         output.note(f"predictions: {csv}")

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 
 from cmtvision.cli import launch
-from cmtvision.errors import CmtvisionError
+from cmtvision.errors import CmtvisionError, ExportError
 
+FAILED = 1  # all was asked for rightly, and the result is not good enough to keep
 USAGE = 2
 INTERRUPTED = 130
 _PATIENCE = 6.0  # seconds until a process among several speaks for itself
@@ -62,7 +63,7 @@ def _our_own(error: CmtvisionError) -> int:
         # all processes find the same fault, and the first one says it; where only this one did, nobody ends it
         time.sleep(_PATIENCE)
     say(str(error), prefix="" if interrupted else "error: ")
-    return INTERRUPTED if interrupted else USAGE
+    return INTERRUPTED if interrupted else FAILED if isinstance(error, ExportError) else USAGE
 
 
 def say(message: str, prefix: str = "error: ") -> None:

@@ -5,16 +5,22 @@ from typing import Annotated
 
 import typer
 
+from cmtvision.cli.arguments import StreamsOption, ThreadsOption
+
 
 def predict(  # typer reads options from the signature
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
+    run: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder of a trained model, or an export.")],
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGE...", help="Files, folders, globs; - reads paths or one image from stdin."),
     ],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name for each image.")] = 3,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 32,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or mps; gpu for OpenVINO on Intel's.")
+    ] = "auto",
+    threads: ThreadsOption = None,
+    streams: StreamsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
 ) -> None:
@@ -36,7 +42,7 @@ def predict(  # typer reads options from the signature
 
     from cmtvision.artefact import load
 
-    predictor = load(run, device)
+    predictor = load(run, device, threads, streams)
     several = predictor.task == "multi-label"
     view = JsonDocument() if json else CsvRows(top, several) if csv else TextRows(several)
     faults = 0

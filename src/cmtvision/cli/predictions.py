@@ -53,7 +53,7 @@ def predict_each(
         try:
             if isinstance(source.content, DataError):
                 raise source.content
-            waiting.append((source.name, predictor.preprocess(source.content)))
+            waiting.append((source.name, predictor.inputs(source.content)))
         except DataError as error:
             yield from _batch(predictor, waiting, top)
             waiting = []

@@ -1,6 +1,5 @@
 """Evaluation with exact counts: every usable photo once, integers until the last division."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from cmtvision.artefact import Predictor, load
-from cmtvision.artefact.predictor import pick_device
+from cmtvision.artefact.card import CARD_FILE, Card, model_folder, read_card
+from cmtvision.artefact.devices import device_for
+from cmtvision.artefact.run_files import as_the_run_read
 from cmtvision.data import DatasetIndex, PhotoPath, Sample, Skipped, read_dataset
 from cmtvision.engine.loaders import eval_loader
 from cmtvision.engine.multilabel import MultiLabelEvaluation, multilabel_evaluation
 from cmtvision.engine.processes import SINGLE, Processes, join_processes
-from cmtvision.engine.run_folder import RECIPE_FILE, RUN_FILE, SPLIT_FILE, name_of
-from cmtvision.errors import ConfigError, DataError
-from cmtvision.recipe import DataSection, load_recipe
+from cmtvision.errors import DataError
+from cmtvision.recipe import DataSection
 
 Progress = Callable[[int, int], None]
 Split = Literal["val", "train", "all"]
@@ -126,28 +126,34 @@ def evaluate(
     batch_size: int = 128,
     workers: int | None = None,
     device: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation | MultiLabelEvaluation:
     """Evaluate a trained model on a data set; with several processes (torchrun, SLURM) each photo is seen by one.
 
     Args:
-        model: a run folder, an artefact, or a Predictor.
+        model: a run folder, an artefact, an export, or a Predictor.
         data: a folder or CSV as for training. A run's own data is evaluated on the split of that run.
         split: 'val', 'train' or 'all'. Data without a held-out part is evaluated whole for 'val', and the result's
             ``split`` says so.
         batch_size: photos at a time.
         workers: loader processes; None chooses.
-        device: 'auto', 'cpu', 'cuda' or 'mps', where a model is opened from a file.
+        device: 'auto', 'cpu', 'cuda' or 'mps' ('gpu' for OpenVINO on Intel's), where a model is opened from a file.
+        threads, streams: of the runtime, where a model is opened from a file; see ``cmtvision.load``.
         progress: called as progress(done, total).
 
     Raises:
         CheckpointError: the model cannot be opened.
         DataError: the data cannot be used, or has classes that the model does not know.
     """
-    with join_processes(pick_device(device)) as processes:
-        predictor = model if isinstance(model, Predictor) else load(model, processes.device(pick_device(device)))
+    kind = _device_kind(model, device)
+    with join_processes(kind) as processes:
+        # each process has a GPU of its own; all else, 'auto' too, is for the runtime to decide
+        place = processes.device(kind) if kind == "cuda" and processes.world_size > 1 else device
+        predictor = model if isinstance(model, Predictor) else load(model, place, threads, streams)
         multi_label = predictor.task == "multi-label"
-        how = {} if isinstance(model, Predictor) else _as_the_run_read(model, data)
+        how = {} if isinstance(model, Predictor) else as_the_run_read(model_folder(model), data)
         index = processes.first(
             lambda: read_dataset(data, classes=predictor.classes, val_fraction=0, multi_label=multi_label, **how)
         )
@@ -172,7 +178,7 @@ def evaluate_samples(
     """
     classes = predictor.classes
     mine = processes.share(len(samples))
-    loader = eval_loader(samples, predictor.preprocess, data, batch_size, share=mine, num_classes=len(classes))
+    loader = eval_loader(samples, predictor.inputs, data, batch_size, share=mine, num_classes=len(classes))
     seen = look_at(predictor.forward, loader, processes, progress, len(samples))
     if data.multi_label:
         paths = [samples[i].path for i in seen.indices.tolist()]
@@ -250,17 +256,12 @@ def look_at(
     return Seen(indices[order], logits[order], targets[order])
 
 
-def _as_the_run_read(model: str | Path, data: str | Path) -> dict[str, Any]:
-    """How to read a data set as the run did: its columns, and on the run's own data the split that the run chose."""
-    run = Path(model)
-    try:
-        section = load_recipe(run / RECIPE_FILE).data
-        info = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-        own = info["split_source"] == "seeded" and info["data"] == name_of(data)
-    except (OSError, ValueError, KeyError, ConfigError):  # an artefact by itself
-        return {}
-    columns = {"image_column": section.image_column, "label_column": section.label_column}
-    return {"split_file": run / SPLIT_FILE, **columns} if own else columns
+def _device_kind(model: str | Path | Predictor, device: str) -> str:
+    """What the processes of an evaluation compute on, before any opens the model. Raises as ``load`` does."""
+    if isinstance(model, Predictor):
+        return model.device.type if device == "auto" else device_for(model.card, device)
+    folder = model_folder(model)
+    return device_for(Card.from_dict(read_card(folder), folder / CARD_FILE), device)
 
 
 def _choose(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:

@@ -7,31 +7,23 @@ and TensorBoard events; at the end model.safetensors, model.json and evaluation.
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cmtvision.artefact.files import CARD_FILE, MODEL_FILE, versions, write_text
+from cmtvision.artefact.run_files import RECIPE_FILE, RUN_FILE, SPLIT_FILE, name_of
 from cmtvision.data import DatasetIndex, write_split
 from cmtvision.engine.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, has_checkpoint
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.recipe import Recipe, dump_recipe
 
-RECIPE_FILE = "recipe.yaml"
-RUN_FILE = "run.json"
-SPLIT_FILE = "split.csv"
 SKIPPED_FILE = "skipped.csv"
 METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 TENSORBOARD_FOLDER = "tensorboard"
 _LOCK_FILE = ".lock"
-
-
-def name_of(data: str | Path) -> str:
-    """What run.json calls a data set: a full path, or the address of one that is no path (``hf:...``, ``s3://...``)."""
-    return str(data) if re.match(r"[A-Za-z][A-Za-z0-9+]+:", str(data)) else str(Path(data).resolve())
 
 
 def check_free(out: Path, resume: bool, overwrite: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmtvision.models.kernels import depthwise_by_kernel
 from cmtvision.models.training_speed import MapGELU, depthwise_with_identity
 
 
@@ -46,14 +47,21 @@ class InvertedResidualFFN(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) -> map (B, dim, H, W)."""
         x = self.expand_norm(self.act(self.expand(x)))  # (B, hidden_dim, H, W)
+        y: torch.Tensor | None = None
+        if self.shortcut and not torch.jit.is_scripting():
+            y = depthwise_by_kernel(x, self.conv, self.act, self.conv_norm)
+        if y is None:
+            y = self._conv_act_norm(x)
+        return self.drop(self.project_norm(self.project(y)))  # (B, dim, H, W)
+
+    def _conv_act_norm(self, x: torch.Tensor) -> torch.Tensor:
         if not self.shortcut:
             x = self.conv(x)
         elif self.training and not torch.jit.is_scripting():
             x = depthwise_with_identity(x, self.conv)
         else:
             x = self.conv(x) + x
-        x = self.conv_norm(self.act(x))
-        return self.drop(self.project_norm(self.project(x)))  # (B, dim, H, W)
+        return self.conv_norm(self.act(x))
 
 
 class MLP(nn.Module):

@@ -21,6 +21,7 @@ from timm.layers import use_fused_attn
 from timm.models import register_notrace_module
 from torch import nn
 
+from cmtvision.models.kernels import attention_by_kernel
 from cmtvision.models.padding import pad_to_multiple
 from cmtvision.models.training_speed import ReducingConv, training_attention
 
@@ -155,19 +156,26 @@ class LightweightAttention(nn.Module):
         q = self.q(tokens).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, N, d)
         k = self.k(kv).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, M, d)
         v = self.v(kv).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, M, d)
-        if bias is not None:
-            bias = bias.to(q.dtype)  # under autocast the table stays in float32
-        if self.fused_attn and self.training and not torch.jit.is_scripting():
-            out = training_attention(q, k, v, bias, self.attn_drop.p)  # (B, h, N, d)
-        elif self.fused_attn:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, dropout_p=self.attn_drop.p if self.training else 0.0
-            )
-        else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, h, N, M)
-            if bias is not None:
-                attn = attn + bias
-            out = self.attn_drop(attn.softmax(dim=-1)) @ v  # (B, h, N, d)
+        out: torch.Tensor | None = None
+        if self.fused_attn and not torch.jit.is_scripting():
+            out = attention_by_kernel(q, k, v, bias, self.attn_drop.p if self.training else 0.0)
+        if out is None:
+            out = self._attend(q, k, v, bias)  # (B, h, N, d)
         out = out.transpose(1, 2).reshape(B, -1, C)  # (B, N, C)
         out = self.proj_drop(self.proj(out))
         return out.transpose(1, 2).reshape(B, C, H, W)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """softmax(q k^T / sqrt(d) + bias) v: (B, h, N, d)."""
+        if bias is not None:
+            bias = bias.to(q.dtype)  # under autocast the table stays in float32
+        if self.fused_attn and self.training and not torch.jit.is_scripting():
+            return training_attention(q, k, v, bias, self.attn_drop.p)
+        if self.fused_attn:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias, dropout_p=self.attn_drop.p if self.training else 0.0
+            )
+        attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, h, N, M)
+        if bias is not None:
+            attn = attn + bias
+        return self.attn_drop(attn.softmax(dim=-1)) @ v

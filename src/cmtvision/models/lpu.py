@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmtvision.models.kernels import depthwise_by_kernel
 from cmtvision.models.training_speed import depthwise_with_identity
 
 
@@ -23,6 +24,10 @@ class LocalPerceptionUnit(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) -> map (B, dim, H, W)."""
+        if not torch.jit.is_scripting():
+            out = depthwise_by_kernel(x, self.conv)
+            if out is not None:
+                return out
         if self.training and not torch.jit.is_scripting():
             return depthwise_with_identity(x, self.conv)
         return self.conv(x) + x

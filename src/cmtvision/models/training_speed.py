@@ -33,10 +33,13 @@ def _traced(x: object) -> bool:
 @contextmanager
 def plain_training() -> Iterator[None]:
     """Within it training computes the equations one operation at a time, in all threads of this process."""
+    from cmtvision.models.kernels import use_kernels  # which compare themselves with what is below
+
     global _plain  # noqa: PLW0603
     before, _plain = _plain, True
     try:
-        yield
+        with use_kernels("off"):
+            yield
     finally:
         _plain = before
 
@@ -46,10 +49,20 @@ def depthwise_with_identity(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
 
     Beside the 1 a bfloat16 kernel would round its middle weight to steps of 1/128, and evaluation would see another.
     """
-    if _plain or _traced(x) or torch.is_autocast_enabled(x.device.type) or conv.weight.dtype.itemsize < 4:
+    if _traced(x) or not merges_identity(x, conv.weight):
         return conv(x) + x
-    middle = F.pad(conv.weight.new_ones((1, 1, 1, 1)), (1, 1, 1, 1))  # (1, 1, 3, 3)
-    return F.conv2d(x, conv.weight + middle, conv.bias, padding=1, groups=conv.groups)
+    return merged_convolution(x, conv.weight, conv.bias)
+
+
+def merges_identity(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether training computes DWConv(x) + x as one convolution."""
+    return not (_plain or torch.is_autocast_enabled(x.device.type) or weight.dtype.itemsize < 4)
+
+
+def merged_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """DWConv3x3(x) + x of a map (B, C, H, W) as one convolution; weight (C, 1, 3, 3), bias (C,)."""
+    middle = F.pad(weight.new_ones((1, 1, 1, 1)), (1, 1, 1, 1))  # (1, 1, 3, 3)
+    return F.conv2d(x, weight + middle, bias, padding=1, groups=weight.shape[0])
 
 
 @register_notrace_module

@@ -1,0 +1,240 @@
+"""model.json, the card of a model: all that is known of it but its weights. Nothing in it is executed.
+
+Format 1 is a network with one label a photo, beside model.safetensors. Format 2 is the same with task 'multi-label': a
+reader of format 1 knows no task and would turn such a model's logits into probabilities that add up to 1, so it must
+refuse the file. Format 3 is an export: the files of a runtime in the place of the weights, and a block "export" that
+names them with their SHA-256.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from cmtvision.data.preprocess import Preprocess
+from cmtvision.errors import CheckpointError, DataError
+
+Task: TypeAlias = Literal["single-label", "multi-label"]
+RuntimeName: TypeAlias = Literal["onnx", "openvino", "torch"]
+ExportPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-bf16", "int8-weights", "int8-weights-bf16"]
+FORMAT_VERSIONS: dict[Task, int] = {"single-label": 1, "multi-label": 2}
+EXPORT_FORMAT = 3
+SUFFIXES: dict[RuntimeName, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+CARD_FILE = "model.json"
+MAX_CARD_BYTES = 10_000_000
+MAX_EXPORT_BYTES = 8_000_000_000
+MAX_EXPORT_FILES = 16
+
+
+@dataclass(frozen=True)
+class ExportBlock:
+    """What a card says of an export.
+
+    Attributes:
+        runtime: what runs it.
+        file: the file to open, a plain name in the folder of the card.
+        sha256: the hexadecimal SHA-256 of each file of the export, by its plain name.
+        precision: of the arithmetic inside; input and logits are float32. 'int8-bf16' is 8 bits with a rest in bf16,
+            'int8-weights' has only its weights in 8 bits.
+        img_size: (height, width) of the input in pixels.
+        opset: of an ONNX graph.
+        preprocess_inside: the input is uint8 pixels (B, H, W, C); scale, normalisation and layout are in the graph.
+        compiled: native code in a .pt2 package rather than a graph.
+        verification: what was measured against the model it was made from.
+    """
+
+    runtime: RuntimeName
+    file: str
+    sha256: dict[str, str]
+    precision: str
+    img_size: tuple[int, int]
+    opset: int | None = None
+    preprocess_inside: bool = False
+    compiled: bool = False
+    verification: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.runtime not in get_args(RuntimeName):
+            raise ValueError(f"export runtime {self.runtime!r}, expected one of {', '.join(get_args(RuntimeName))}")
+        if self.precision not in get_args(ExportPrecision):
+            known = ", ".join(get_args(ExportPrecision))
+            raise ValueError(f"export precision {self.precision!r}, expected one of {known}")
+        for name in (self.file, *self.sha256):
+            if not _is_plain(name):
+                raise ValueError(f"export file {name!r}, expected the plain name of a file beside {CARD_FILE}")
+        needed = {self.file, self.file.removesuffix(".xml") + ".bin"} if self.runtime == "openvino" else {self.file}
+        if not self.file.endswith(SUFFIXES[self.runtime]) or not needed <= set(self.sha256):
+            raise ValueError(
+                f"export file {self.file!r} for {self.runtime}, expected a {SUFFIXES[self.runtime]} file "
+                f"with a SHA-256 of {' and '.join(sorted(needed))}"
+            )
+        if len(self.sha256) > MAX_EXPORT_FILES:
+            raise ValueError(f"an export of {len(self.sha256)} files, expected at most {MAX_EXPORT_FILES}")
+
+    @classmethod
+    def from_dict(cls, block: Mapping[str, Any]) -> "ExportBlock":
+        """From the JSON block. Raises KeyError, TypeError or ValueError where it makes no sense."""
+        height, width = (int(edge) for edge in block["img_size"])
+        return cls(
+            runtime=block["runtime"],
+            file=str(block["file"]),
+            sha256={str(name): str(value) for name, value in dict(block["sha256"]).items()},
+            precision=str(block["precision"]),
+            img_size=(height, width),
+            opset=None if block.get("opset") is None else int(block["opset"]),
+            preprocess_inside=bool(block.get("preprocess_inside", False)),
+            compiled=bool(block.get("compiled", False)),
+            verification=None if block.get("verification") is None else dict(block["verification"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON block."""
+        return {**vars(self), "img_size": list(self.img_size)}
+
+    def check_files(self, folder: Path) -> None:
+        """Compare the files with their SHA-256. Raises CheckpointError for a missing, huge or changed one."""
+        for name, expected in self.sha256.items():
+            path = folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing; {CARD_FILE} beside it names it, export the model again")
+            if path.stat().st_size > MAX_EXPORT_BYTES:
+                raise CheckpointError(f"{path}: larger than {MAX_EXPORT_BYTES // 1_000_000_000} GB; not an export")
+            if sha256_of(path) != expected:
+                raise CheckpointError(
+                    f"{path}: not the file that {CARD_FILE} describes (another SHA-256); "
+                    "it is torn or of another export, export the model again"
+                )
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model without its weights: what an artefact and an export have in common.
+
+    Attributes:
+        architecture: the network's name in timm.
+        arguments: what it was created with, beyond num_classes.
+        classes: class names in the order of the logits.
+        preprocess: how an image becomes its input.
+        metrics: figures measured when it was written.
+        provenance: where it comes from: recipe, data fingerprint, versions, date.
+        task: 'single-label' (its classes exclude each other) or 'multi-label' (each is a yes or no of its own).
+        export: the runtime's files of an export; None where the weights are in model.safetensors.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    classes: list[str]
+    preprocess: Preprocess
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    task: Task = "single-label"
+    export: ExportBlock | None = None
+
+    @classmethod
+    def from_dict(cls, card: Mapping[str, Any], where: str | Path = CARD_FILE) -> "Card":
+        """From what model.json holds.
+
+        Args:
+            card: the dictionary that ``read_card`` gives.
+            where: the file that an error names.
+
+        Raises:
+            CheckpointError: entries that are missing or make no sense.
+        """
+        task = card.get("task", "single-label")
+        known = task in get_args(Task) and card["format_version"] in (FORMAT_VERSIONS[task], EXPORT_FORMAT)
+        if not known:
+            raise CheckpointError(
+                f"{where}: task {task!r} in format {card['format_version']}; take the file from the run again"
+            )
+        try:
+            found = cls(
+                architecture=str(card["architecture"]),
+                arguments=dict(card["arguments"]),
+                classes=[str(name) for name in card["classes"]],
+                preprocess=Preprocess.from_dict(card["preprocess"]),
+                metrics=dict(card.get("metrics", {})),
+                provenance=dict(card.get("provenance", {})),
+                task=task,
+                export=ExportBlock.from_dict(card["export"]) if card["format_version"] == EXPORT_FORMAT else None,
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{where}: {error} is missing; the file is not whole") from error
+        except (AttributeError, TypeError, ValueError, DataError) as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        if found.export is not None and found.export.img_size != found.preprocess.size:
+            raise CheckpointError(
+                f"{where}: an export for images of {found.export.img_size}, a preprocess for {found.preprocess.size}; "
+                "export the model again"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """What model.json holds."""
+        return {
+            "format_version": FORMAT_VERSIONS[self.task] if self.export is None else EXPORT_FORMAT,
+            "task": self.task,
+            "architecture": self.architecture,
+            "arguments": self.arguments,
+            "classes": self.classes,
+            "preprocess": self.preprocess.to_dict(),
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+            **({} if self.export is None else {"export": self.export.to_dict()}),
+        }
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder of a model that is given by its folder or by a file in it."""
+    path = Path(path)
+    return path.parent if path.is_file() else path
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """model.json as a dictionary. Raises CheckpointError where it is missing, torn or of a newer format."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no {CARD_FILE} in it; expected a run folder that `cmtvision train` finished, or an export"
+        )
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_CARD_BYTES // 1_000_000} MB; not a model card")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        found = card["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a model card ({error}); take it from the run again") from error
+    known = (*FORMAT_VERSIONS.values(), EXPORT_FORMAT)
+    if found not in known:
+        reads = " and ".join((", ".join(map(str, known[:-1])), str(known[-1])))
+        raise CheckpointError(f"{path}: format {found}, this cmtvision reads {reads}; {_writer(card)}")
+    return dict(card)
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file. Raises CheckpointError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _writer(card: Mapping[str, Any]) -> str:
+    """Which version to install for a card of a format that this one does not know."""
+    provenance = card.get("provenance")
+    versions = provenance.get("exported", provenance) if isinstance(provenance, dict) else None
+    version = versions.get("cmtvision") if isinstance(versions, dict) else None
+    known = isinstance(version, str) and len(version) < 30 and version.replace(".", "").isalnum()
+    return (
+        f"install the version that wrote it: pip install 'cmtvision>={version}'"
+        if known
+        else ("install the version that wrote it")
+    )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name from a card means a file in the card's own folder and nothing else."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0") and name.isprintable()

@@ -1,0 +1,141 @@
+"""The photos that quantisation looks at: training photos for the ranges, held-out photos for the accuracy."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cmtvision.artefact.run_files import as_the_run_read, data_of
+from cmtvision.data import ImageSource, PhotoPath, Preprocess, Sample, StoredPhoto, read_dataset
+from cmtvision.errors import ConfigError, DataError
+
+MIN_CALIBRATION = 32  # with fewer, the largest activation of the next photo is often outside the range
+MOST_KEPT = 1_000_000_000  # bytes of pixels kept in memory: 6,643 photos of 224 px
+Progress = Callable[[int, int], None]
+Forward = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos that are gone through again and again.
+
+    The first ``MOST_KEPT`` bytes of them stay in memory after resize and crop, as pixels: a quarter of their size as
+    network input. What is beyond is read anew each time.
+
+    Attributes:
+        preprocess: makes input of them.
+        sources: where each of them is.
+        labels: class numbers of each photo: one, or any number of a multi-label data set.
+        multi_label: how labels are compared with logits.
+    """
+
+    preprocess: Preprocess
+    sources: list[PhotoPath]
+    labels: list[tuple[int, ...]]
+    multi_label: bool = False
+    _kept: list[npt.NDArray[np.uint8]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def images(self, most: int | None = None) -> list[ImageSource]:
+        """All photos as they are, before resize and crop, or the first ``most``."""
+        return [one.read() if isinstance(one, StoredPhoto) else one for one in self.sources[:most]]
+
+    def pixels(self, most: int | None = None) -> Iterator[npt.NDArray[np.uint8]]:
+        """(H, W, C or 1) after resize and crop, of all photos in order or of the first ``most``."""
+        height, width = self.preprocess.size
+        keep = MOST_KEPT // (height * width * self.preprocess.channels)
+        for place, source in enumerate(self.sources[:most]):
+            if place < len(self._kept):
+                yield self._kept[place]
+                continue
+            found = self.preprocess.prepare(source.read() if isinstance(source, StoredPhoto) else source)
+            if place == len(self._kept) < keep:
+                self._kept.append(found)
+            yield found
+
+    def batches(self, size: int, most: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
+        """Network input (B, C, H, W), all photos in order or the first ``most``."""
+        pixels = self.pixels(most)
+        while batch := list(islice(pixels, size)):
+            yield np.stack([self.preprocess.finish(one) for one in batch])
+
+    def logits(self, forward: Forward, size: int = 16, most: int | None = None) -> npt.NDArray[np.float32]:
+        """Logits (N, classes) of a network."""
+        return np.concatenate([forward(batch) for batch in self.batches(size, most)])
+
+    def right(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which decisions are right: of the photos (N,), or of a multi-label model of all classes (N, classes)."""
+        if not self.multi_label:
+            return np.asarray(logits.argmax(axis=1) == np.array([label for (label,) in self.labels]))
+        wanted = np.zeros(logits.shape, dtype=bool)
+        for row, labels in enumerate(self.labels):
+            wanted[row, list(labels)] = True
+        return np.asarray((logits >= 0) == wanted)  # sigmoid >= 0.5
+
+
+def read_photos(
+    run: Path | None,
+    data: str | Path | None,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    multi_label: bool = False,
+    calibration: int | None = 300,
+    num_images: int | None = None,
+    seed: int = 0,
+) -> tuple[Photos, Photos]:
+    """Calibration photos from the training part, evaluation photos from the held-out part.
+
+    A run's own data is split as the run split it. Data that holds nothing out is halved by the seed.
+
+    Args:
+        run: folder of the model; None for one that is in no folder.
+        data: photos as for training; None takes those of the run.
+        classes: of the model, in its order.
+        preprocess: of the model.
+        multi_label: photos have any number of classes.
+        calibration: training photos to draw; all where there are fewer. None draws none.
+        num_images: held-out photos to draw; None takes all.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: no data given, and the run does not say where its own is.
+        DataError: fewer than MIN_CALIBRATION photos, no labels, or photos that cannot be read.
+    """
+    if calibration is not None and calibration < MIN_CALIBRATION:
+        raise DataError(f"calibration {calibration}: too few photos to know the ranges, give {MIN_CALIBRATION} or more")
+    if data is None and run is not None:
+        data = data_of(run)
+    if data is None:
+        name = "an artefact that is in no folder" if run is None else run
+        raise ConfigError(f"{name}: does not say what it was trained on; give DATA, a folder of photos")
+    options: dict[str, Any] = {"classes": list(classes), "multi_label": multi_label}
+    if run is not None:
+        options |= as_the_run_read(run, data)
+    index = read_dataset(data, val_fraction=0, **options)
+    if not index.val:
+        index = read_dataset(data, val_fraction=0.5, split_seed=seed, **options)
+    if not index.val:
+        raise DataError(f"{data}: no photos to measure the accuracy on; give a folder with train/ and val/")
+    draw = random.Random(seed)
+    chosen = draw.sample(index.train, min(calibration or 0, len(index.train)))
+    if calibration is not None and len(chosen) < MIN_CALIBRATION:
+        raise DataError(
+            f"{data}: {len(chosen)} photos to calibrate with, {MIN_CALIBRATION} are the least; "
+            "give more (half of a folder without train/ and val/ is kept for measuring)"
+        )
+    held_out = index.val
+    if num_images is not None and num_images < len(held_out):
+        held_out = draw.sample(held_out, num_images)
+    return _photos(chosen, preprocess, multi_label), _photos(held_out, preprocess, multi_label)
+
+
+def _photos(samples: Sequence[Sample], preprocess: Preprocess, multi_label: bool) -> Photos:
+    labels = [one.labels if multi_label else (one.label,) for one in samples]
+    return Photos(preprocess, [one.path for one in samples], labels, multi_label)

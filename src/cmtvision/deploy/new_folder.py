@@ -1,0 +1,123 @@
+"""A folder that appears whole or not at all: it is filled under a temporary name beside its place and then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cmtvision.artefact.card import CARD_FILE, Card, read_card
+from cmtvision.artefact.run_files import RECIPE_FILE, RUN_FILE, SPLIT_FILE
+from cmtvision.deploy.quantized import REPORT_FILE
+from cmtvision.errors import CheckpointError, ConfigError
+
+_RUN_FILES = (RECIPE_FILE, RUN_FILE, SPLIT_FILE)
+_CACHE = "__pycache__"  # Python leaves it beside a bundle's sources when they run
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Refuse to write an export to where something is.
+
+    Raises:
+        ConfigError: a file, or a folder with something in it and no ``overwrite``; or one that is no export, or holds
+            anything besides it, which is never replaced: it may hold photos, or the run itself.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise ConfigError(f"{out}: is a file; name a folder to write")
+    if not overwrite:
+        raise ConfigError(f"{out}: is there already; choose another --out, or use --overwrite")
+    try:
+        card = Card.from_dict(read_card(out), out / CARD_FILE)
+    except CheckpointError:
+        card = None
+    if card is None or card.export is None:
+        raise ConfigError(
+            f"{out}: holds something other than an export ({CARD_FILE} would say so); choose another --out"
+        )
+    foreign = _first_foreign(out, {CARD_FILE, REPORT_FILE, *_RUN_FILES, *card.export.sha256})
+    if foreign is not None:
+        raise ConfigError(f"{out}: besides an export it holds {foreign}; move that away, or choose another --out")
+
+
+def _first_foreign(out: Path, files: set[str]) -> str | None:
+    """The first entry of a folder that we did not write; None where there is none.
+
+    Args:
+        out: the folder of an export or a bundle.
+        files: names of an export's files.
+    """
+    from cmtvision.deploy.bundle import _SOURCES, PACKAGE, README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE
+
+    is_bundle = (out / SCRIPT_FILE).is_file() and (out / PACKAGE).is_dir()
+    if is_bundle:
+        files |= {README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE}
+    sources = {"__init__.py", *(Path(name).name for name in _SOURCES)}
+    for entry in sorted(out.iterdir()):
+        if is_bundle and entry.name == PACKAGE and not entry.is_symlink():
+            inside = [one for one in sorted(entry.iterdir()) if not _is_ours(one, sources, is_bundle)]
+            if inside:
+                return f"{entry.name}/{inside[0].name}"
+        elif not _is_ours(entry, files, is_bundle):
+            return entry.name
+    return None
+
+
+def _is_ours(entry: Path, files: set[str], is_bundle: bool) -> bool:
+    if is_bundle and entry.name == _CACHE and entry.is_dir() and not entry.is_symlink():
+        return all(one.suffix == ".pyc" and one.is_file() for one in entry.iterdir())
+    return entry.name in files and entry.is_file()
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` when the block ends well, and is gone when it does not.
+
+    A link to a folder stays a link; the folder that it leads to is written.
+
+    Raises:
+        ConfigError: something is there already, see ``refuse_existing``.
+        CheckpointError: the disk refuses it.
+    """
+    refuse_existing(out, overwrite)
+    temporary: Path | None = None
+    try:
+        place = out.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        refuse_existing(out, overwrite)  # exporting takes minutes: somebody else may have written there
+        _put(temporary, place)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{out}: cannot be written: {reason}; free some space or choose --out") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, place: Path) -> None:
+    """Rename a folder to its place. Raises OSError, and what was there is there again."""
+    if not place.exists():
+        temporary.rename(place)
+        return
+    former = temporary.with_name(f"{temporary.name}.former")
+    place.rename(former)
+    try:
+        temporary.rename(place)
+    except OSError:
+        former.rename(place)
+        raise
+    shutil.rmtree(former, ignore_errors=True)  # the new one is in place: what cannot be deleted is no failure of it
+
+
+def copy_run_files(run: Path | None, folder: Path) -> None:
+    """Copy a run's recipe, data record and split, as far as it has them: they say which photos it held out."""
+    for name in _RUN_FILES:
+        if run is not None and (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)

@@ -1,0 +1,75 @@
+"""Which images a model is compared on: given ones, or the photos that its run held out; the same ones each time."""
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cmtvision.artefact.run_files import read_run_data
+from cmtvision.data import ImageSource, open_image
+from cmtvision.data.listing import EXTENSIONS
+from cmtvision.errors import ConfigError, DataError
+
+DEFAULT_NUM_IMAGES = 64
+
+
+def find_images(images: Sequence[ImageSource] | str | Path) -> list[ImageSource]:
+    """Images as they are, and all images in folders and below them, by name.
+
+    Raises:
+        DataError: nothing there.
+    """
+    words: Iterable[ImageSource] = [images] if isinstance(images, str | Path) else images
+    found: list[ImageSource] = []
+    for word in words:
+        if not isinstance(word, str | Path) or not Path(word).is_dir():
+            found.append(word)
+            continue
+        inside = sorted(file for file in Path(word).rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        if not inside:
+            raise DataError(f"{word}: no image in this folder or below it")
+        found.extend(inside)
+    if not found:
+        raise DataError("no images: give files or folders of them")
+    return found
+
+
+def choose(images: Sequence[ImageSource], count: int, seed: int = 0) -> list[ImageSource]:
+    """So many of the images, spread over all of them by a seed, in their order; all where there are fewer.
+
+    Raises:
+        ConfigError: a count below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"number of images {count}: expected at least 1")
+    if len(images) <= count:
+        return list(images)
+    return [images[place] for place in sorted(random.Random(seed).sample(range(len(images)), count))]
+
+
+def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, seed: int = 0) -> list[ImageSource] | None:
+    """So many of the photos that a run held out (of all, where it held out none); None where its data is not on record.
+
+    Raises:
+        ConfigError: the data is not there any more, or none of its photos can be read; or a count below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"number of images {count}: expected at least 1")
+    try:
+        index = read_run_data(folder, multi_label=multi_label, verify=False)
+    except DataError as error:
+        raise ConfigError(f"{folder}: the run's photos are gone ({error}); name others with --images") from error
+    if index is None:
+        return None
+    paths = [sample.path for sample in index.val or index.samples]
+    chosen: list[int] = []
+    for place in random.Random(seed).sample(range(len(paths)), len(paths)):
+        try:
+            open_image(paths[place])
+        except DataError:
+            continue  # damaged photos were left out of the run's figures too
+        chosen.append(place)
+        if len(chosen) == count:
+            break
+    if not chosen:
+        raise ConfigError(f"{index.root}: none of the run's photos can be read; name others with --images")
+    return [paths[place] for place in sorted(chosen)]
