@@ -5,7 +5,6 @@ bfloat16 at batch 1 and 8, in interleaved rounds; then the profile of the fused 
 records/graph-forms-cpu.json. About three minutes.
 """
 
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -19,6 +18,7 @@ from record import write_record
 
 import cmtvision  # noqa: F401  # registers the models
 from cmtvision.artefact.runtimes import import_openvino, openvino_core
+from cmtvision.bench.comparison import spread
 from cmtvision.deploy.fuse import fuse
 from cmtvision.deploy.network import explicit_attention
 from cmtvision.deploy.onnx_file import write_onnx
@@ -91,8 +91,7 @@ def measure(graphs: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
             rates[cell].append(cell[2] * count / (time.perf_counter() - begun))
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for (name, precision, batch), values in rates.items():
-        spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        found[name][f"{precision} batch {batch}"] = spread
+        found[name][f"{precision} batch {batch}"] = spread(values)
     return dict(found)
 
 

@@ -36,6 +36,7 @@ from record import cmtvision, write_record
 
 from cmtvision.artefact.threads import usable_cores
 from cmtvision.bench.activation_need import activation_need
+from cmtvision.bench.comparison import spread
 from cmtvision.bench.exports import make_exports
 from cmtvision.bench.forms import Form, find_forms, find_targets, is_here
 from cmtvision.bench.speed import measure_speed
@@ -285,10 +286,6 @@ def interleaved(
                     torch.cuda.synchronize()
             rates[name].append(count * batch / (time.perf_counter() - begun))
     return {name: spread(values) for name, values in rates.items()}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def peak_memory(name: str) -> float:

@@ -9,7 +9,7 @@ import pytest
 from cmtvision.artefact.card import CARD_FILE, Card, ExportBlock
 from cmtvision.artefact.run_files import RECIPE_FILE, RUN_FILE, SPLIT_FILE
 from cmtvision.data import Preprocess
-from cmtvision.deploy.bundle import _SOURCES, PACKAGE, README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE
+from cmtvision.deploy.bundle import PACKAGE, README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE, SOURCES
 from cmtvision.deploy.new_folder import copy_run_files, new_folder, refuse_existing
 from cmtvision.errors import CheckpointError, ConfigError
 
@@ -42,7 +42,7 @@ def test_an_export_is_replaced(out):
 
 
 def test_a_bundle_that_ran_is_replaced(out):
-    sources = [f"{PACKAGE}/{Path(one).name}" for one in ("__init__.py", *_SOURCES)]
+    sources = [f"{PACKAGE}/{Path(one).name}" for one in ("__init__.py", *SOURCES)]
     sources.append(f"{PACKAGE}/__pycache__/decode.pyc")
     for name in (SCRIPT_FILE, REQUIREMENTS_FILE, README_FILE, "__pycache__/predict.pyc", *sources):
         (out / name).parent.mkdir(exist_ok=True)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from cmtvision.bench.comparison import spread
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "amp": 2, "int8": 1}
@@ -85,11 +87,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """
     if not values:
         raise ValueError("got no values, expected at least one")
-    ranked = sorted(values)
-    place = (len(ranked) - 1) * percent / 100
-    low = int(place)
-    high = min(low + 1, len(ranked) - 1)
-    return ranked[low] + (ranked[high] - ranked[low]) * (place - low)
+    return float(np.percentile(values, percent))
 
 
 def times_as_fast(own: Sequence[float], base: Sequence[float]) -> dict[str, float]:

@@ -38,11 +38,11 @@ def is_image(head: bytes) -> bool:
 
 
 def _from_word(word: str) -> Iterator[Source]:
-    from cmtvision.data.listing import EXTENSIONS
+    from cmtvision.data.listing import images_below
 
     path = Path(word)
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        inside = images_below(path)
         if not inside:
             yield Source(word, DataError(f"{path}: no image in this folder or below it"))
         yield from (Source(str(file), file) for file in inside)

@@ -21,6 +21,11 @@ VAL_NAMES = ("val", "valid", "validation", "test")
 _SPLITS = {"train": "train", "training": "train", **dict.fromkeys(VAL_NAMES, "val")}
 
 
+def images_below(folder: Path) -> list[Path]:
+    """All files in a folder and below it that are named as images, in the order of their names."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+
+
 class Entry(NamedTuple):
     """A photo as it was found: where, its name, its class (or classes), and 'train', 'val' or None (not yet split)."""
 

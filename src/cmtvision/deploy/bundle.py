@@ -24,7 +24,7 @@ from cmtvision.errors import ConfigError, ExportError
 
 PACKAGE = "cmtvision_preprocess"
 SCRIPT_FILE, REQUIREMENTS_FILE, README_FILE = "predict.py", "requirements.txt", "README.md"
-_SOURCES = ("errors.py", "data/photos.py", "data/decode.py", "data/preprocess.py")
+SOURCES = ("errors.py", "data/photos.py", "data/decode.py", "data/preprocess.py")
 _OURS = re.compile(r"^(\s*from) cmtvision(?:\.data)?\.(errors|photos|decode|preprocess) import", re.MULTILINE)
 _PACKAGES = {"numpy", "PIL", "onnxruntime"}
 _FEW_CLASSES = 20
@@ -96,7 +96,7 @@ def _fill(folder: Path, source: Path, card: Card) -> None:
         f'"""Preprocessing of cmtvision {version("cmtvision")} (Apache-2.0), unchanged but for its imports."""\n',
         encoding="utf-8",
     )
-    for name in _SOURCES:
+    for name in SOURCES:
         _write_source(root / name, folder / PACKAGE / Path(name).name)
     (folder / REQUIREMENTS_FILE).write_text("\n".join(requirements()) + "\n", encoding="utf-8")
     (folder / README_FILE).write_text(_readme(card), encoding="utf-8")

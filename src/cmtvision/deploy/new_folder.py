@@ -49,12 +49,12 @@ def _first_foreign(out: Path, files: set[str]) -> str | None:
         out: the folder of an export or a bundle.
         files: names of an export's files.
     """
-    from cmtvision.deploy.bundle import _SOURCES, PACKAGE, README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE
+    from cmtvision.deploy.bundle import PACKAGE, README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE, SOURCES
 
     is_bundle = (out / SCRIPT_FILE).is_file() and (out / PACKAGE).is_dir()
     if is_bundle:
         files |= {README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE}
-    sources = {"__init__.py", *(Path(name).name for name in _SOURCES)}
+    sources = {"__init__.py", *(Path(name).name for name in SOURCES)}
     for entry in sorted(out.iterdir()):
         if is_bundle and entry.name == PACKAGE and not entry.is_symlink():
             inside = [one for one in sorted(entry.iterdir()) if not _is_ours(one, sources, is_bundle)]

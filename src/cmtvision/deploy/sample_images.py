@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cmtvision.artefact.run_files import read_run_data
 from cmtvision.data import ImageSource, open_image
-from cmtvision.data.listing import EXTENSIONS
+from cmtvision.data.listing import images_below
 from cmtvision.errors import ConfigError, DataError
 
 DEFAULT_NUM_IMAGES = 64
@@ -24,7 +24,7 @@ def find_images(images: Sequence[ImageSource] | str | Path) -> list[ImageSource]
         if not isinstance(word, str | Path) or not Path(word).is_dir():
             found.append(word)
             continue
-        inside = sorted(file for file in Path(word).rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        inside = images_below(Path(word))
         if not inside:
             raise DataError(f"{word}: no image in this folder or below it")
         found.extend(inside)

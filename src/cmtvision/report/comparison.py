@@ -4,8 +4,6 @@ A record is the JSON that ``cmtvision compare`` writes. Where it holds no accura
 drawn against measured latency instead.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from cmtvision.artefact.files import write_text
+from cmtvision.report.csv_file import write_csv
 from cmtvision.report.labels import label_points
 from cmtvision.report.plot_files import save_figure
 
@@ -43,13 +41,7 @@ Row = Mapping[str, Any]
 
 def write_comparison_csv(record: Mapping[str, Any], out: Path) -> Path:
     """Write comparison.csv, a row for each model. Raises CheckpointError where the disk refuses it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(_cells(row) for row in record["rows"])
-    path = out / "comparison.csv"
-    write_text(path, text.getvalue())
-    return path
+    return write_csv(out / "comparison.csv", _COLUMNS, map(_cells, record["rows"]))
 
 
 def _cells(row: Row) -> list[Any]:

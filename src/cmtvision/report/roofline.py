@@ -7,8 +7,6 @@ A point under the slope is bound by memory, one under a flat roof by arithmetic.
 caches.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cmtvision.artefact.files import write_text
+from cmtvision.report.csv_file import write_csv
 from cmtvision.report.labels import label_points
 from cmtvision.report.plot_files import save_figure
 
@@ -44,12 +42,8 @@ Row = Mapping[str, Any]
 
 def write_speed_csv(record: Mapping[str, Any], out: Path) -> Path:
     """Write bench.csv, a row for each cell. Raises CheckpointError where the disk refuses it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows([cells.get(name) for name in _COLUMNS] for cells in map(_cells, record["cells"]))
-    write_text(out / CSV_FILE, text.getvalue())
-    return out / CSV_FILE
+    rows = ([cells.get(name) for name in _COLUMNS] for cells in map(_cells, record["cells"]))
+    return write_csv(out / CSV_FILE, _COLUMNS, rows)
 
 
 def _cells(row: Row) -> dict[str, Any]:
