@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cmtvision.deploy.fused_layers import KEPT_GRIDS, FusedConv, FusedLayer, FusedLinear, LastNorm
+from cmtvision.deploy.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep
 from cmtvision.errors import ConfigError
 from cmtvision.models.absolute_position import PositionEmbedding
 from cmtvision.models.cmt import CMT
@@ -232,9 +232,7 @@ class GridConstants:
             bias = position_bias(x.shape[1], x.shape[2]).to(x.dtype).contiguous()
         bias = bias.detach()  # with a gradient, PyTorch takes the slower attention
         if not torch.compiler.is_compiling():  # a tracer's tensors hold no values
-            if len(self._kept) >= KEPT_GRIDS:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = bias
+            keep(self._kept, key, bias)
         return bias
 
 

@@ -8,7 +8,7 @@ Shapes: B batch, H W grid of the input, C its channels, D channels of the output
 """
 
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,17 @@ from torch import nn
 
 from cmtvision.models.lmhsa import Grid
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 KEPT_GRIDS = 4  # sizes of maps whose constants are kept
 Strip: TypeAlias = tuple[slice, slice, torch.Tensor]  # rows and columns of a map, and what is added there
+
+
+def keep(kept: dict[Key, Value], key: Key, value: Value) -> None:
+    """Remember what belongs to a size of map, and forget the oldest of more than ``KEPT_GRIDS``."""
+    if len(kept) >= KEPT_GRIDS:
+        kept.pop(next(iter(kept)))
+    kept[key] = value
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -184,9 +193,7 @@ class FusedConv(FusedLayer):
         if self.taps is None or (self._packed is None and self.scale is not None):
             return []
         if (H, W) not in self._borders:
-            if len(self._borders) >= KEPT_GRIDS:
-                self._borders.pop(next(iter(self._borders)))
-            self._borders[H, W] = self._new_border(self.taps.float(), H, W)
+            keep(self._borders, (H, W), self._new_border(self.taps.float(), H, W))
         return self._borders[H, W]
 
     def _new_border(self, taps: torch.Tensor, H: int, W: int) -> "list[Strip]":
