@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
     """Hardware and versions, as ``cmtvision doctor`` sees them."""
     command = [sys.executable, "-m", "cmtvision", "doctor", "--json"]
     facts = json.loads(subprocess.run(command, check=False, capture_output=True, text=True).stdout)
-    stable = ("processor", "instructions", "cores", "GPU", "torch build", "python")
+    stable = ("processor", "instructions", "kernels", "cores", "GPU", "torch build", "python")
     return {
         "hardware": {key: facts["machine"][key] for key in stable},
         "versions": {name: version for name, version in facts["versions"].items() if version},

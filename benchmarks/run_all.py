@@ -34,12 +34,12 @@ import timm
 import torch
 from record import cmtvision, write_record
 
-from cmtvision.artefact.threads import usable_cores
 from cmtvision.bench.activation_need import activation_need
 from cmtvision.bench.comparison import spread
 from cmtvision.bench.exports import make_exports
 from cmtvision.bench.forms import Form, find_forms, find_targets, is_here
 from cmtvision.bench.speed import measure_speed
+from cmtvision.machine import usable_cores
 
 PEERS = ("deit_small_patch16_224", "pvt_v2_b2", "swin_tiny_patch4_window7_224", "convnext_tiny")
 SIDES = (160, 224, 320, 448, 640)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cmtvision.bench.limits import in_words
 from cmtvision.report.ablation import in_points
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,27 @@ README = ROOT / "README.md"
 
 def record(name: str) -> dict[str, Any]:
     return dict(json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def measured(*names: str) -> str:
+    """Where and when records were made, a sentence for each machine and day."""
+    places: dict[str, list[str]] = {}
+    for name in names:
+        found = record(name)
+        hardware, versions = found["hardware"], found["versions"]
+        kernels = f" ({hardware['kernels']})" if "kernels" in hardware else ""
+        gpu = "" if hardware["GPU"] == "none" else f", {hardware['GPU']}"
+        place = (
+            f"{hardware['processor']}{kernels}, {hardware['cores']} cores{gpu}; torch {versions['torch']}; "
+            f"{found['date']}"
+        )
+        places.setdefault(place, []).append(f"`{name}`")
+    return "\n".join(f"Measured on {place} ({', '.join(made)})." for place, made in places.items())
+
+
+def with_place(lines: list[str], *names: str) -> str:
+    """A table, and below it where its records were made."""
+    return "\n".join([*lines, "", measured(*names)])
 
 
 def models() -> str:
@@ -55,7 +77,7 @@ def runs() -> str:
             f"| `{run['recipe']['name']}` (`{run['architecture']}`) | {run['train_images']:,} photos | "
             f"{result['num_images']:,} photos | {result['top1_correct']:,} | {result['top1']:.2%} | {minutes:.1f} min |"
         )
-    return "\n".join(lines)
+    return with_place(lines, "run-demo", "run-fashion_mnist")
 
 
 def transfer() -> str:
@@ -80,7 +102,7 @@ def throughput() -> str:
     for name, row in loader["rows"].items():
         lines.append(f"| loader, 1 worker: {name} | {row['photos_per_second']:,.0f} photos/s | {row['speedup']:.2f}x |")
     lines.append(f"| share of a step spent waiting for data | {max(found['waiting']['data_wait']):.1%} | |")
-    return "\n".join(lines)
+    return with_place(lines, "throughput-cpu")
 
 
 RUNTIMES = {"eager": "PyTorch, as written (NCHW)", "channels-last": "PyTorch, channels-last", "fused": "PyTorch, fused",
@@ -97,20 +119,29 @@ def rate(cell: dict[str, Any]) -> str:
 
 def inference() -> str:
     """CMT-S in every form: images a second, and the share of the machine's products that it reaches."""
-    speed = record("speed-cpu")
-    both = [*speed["speed"]["cells"], *record("compiled-cpu")["cells"]]
+    parts = {"speed-cpu": record("speed-cpu")["speed"], "compiled-cpu": record("compiled-cpu")}
+    both = [cell for part in parts.values() for cell in part["cells"]]
     cells: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for cell in both:
         if cell["target"] == "cmt_s" and cell["failure"] is None:
             cells.setdefault((cell["runtime"], cell["precision"]), {}).setdefault(cell["batch"], cell)
     lines = [
-        "| CMT-S, 224 px | | Images/s, batch 1 | Batch 8 | Of matrix products, batch 1 / 8 |",
+        "| CMT-S, 224 px | | Images/s, batch 1 | Batch 8 | Of the limit, batch 1 / 8 |",
         "|---|---|---|---|---|",
     ]
     for (runtime, precision), by_batch in sorted(cells.items(), key=lambda item: item[0][1] != "fp32"):
         share = " / ".join(f"{by_batch[batch]['fraction_of_limit']:.0%}" for batch in (1, 8))
         lines.append(f"| {RUNTIMES[runtime]} | {precision} | {rate(by_batch[1])} | {rate(by_batch[8])} | {share} |")
-    return "\n".join(lines)
+    limits = [f"- {limits_of(part)} (`{name}`)" for name, part in parts.items()]
+    return "\n".join([*lines, "", measured(*parts), "The limits, 100%, were:", "", *limits])
+
+
+def limits_of(part: dict[str, Any]) -> str:
+    """What 100% is in each precision of a record, and which library or network reached it."""
+    (row,) = part["limits"]
+    said = [f"{kind} {in_words(kind, row[kind])}" for kind in ("fp32", "bf16") if kind in row]
+    old = any("library" not in row[kind] and "network" not in row[kind] for kind in ("fp32", "bf16") if kind in row)
+    return "; ".join(said) + ("; no other library was tried, so shares may be too high" if old else "")
 
 
 def same_cost() -> str:
@@ -126,7 +157,7 @@ def same_cost() -> str:
                 fastest = max(fits, key=lambda cell: cell["images_per_second"]["median"])
                 best.append(f"{fastest['images_per_second']['median']:.1f} ({fastest['runtime']})")
         lines.append(f"| `{name}` | {own[0]['gmacs']:.2f} | {' | '.join(best)} |")
-    return "\n".join(lines)
+    return with_place(lines, "speed-cpu")
 
 
 def int8() -> str:
@@ -141,7 +172,7 @@ def int8() -> str:
             f"| {name} | {found['top1_correct']:,} of {found['num_images']:,} | {row['drop_points']:.2f} | "
             f"{made['bytes_after'] / made['bytes_before']:.1%} | {made['speed']['ratio']:.2f}x |"
         )
-    return "\n".join(lines)
+    return with_place(lines, "quantize-nano")
 
 
 def ladder() -> str:
@@ -177,17 +208,12 @@ def peers() -> str:
             f"{1e3 * row['latency_seconds']['median']:.1f} ms | {row['images_per_second']['median']:,.0f} | {each} | "
             f"{found['percent']:.2f}% ({found['low']:.2f} to {found['high']:.2f}) |"
         )
-    return "\n".join(lines)
+    return with_place(lines, "nano-peers")
 
 
 def hardware() -> str:
-    """Where the figures were measured."""
-    speed = record("speed-cpu")
-    versions = speed["versions"]
-    return (
-        f"Measured on {speed['hardware']['processor']}, {speed['hardware']['cores']} cores, no GPU; torch "
-        f"{versions['torch']}, timm {versions['timm']}; {speed['date']}."
-    )
+    """Where the figures of the models were measured."""
+    return measured("speed-cpu")
 
 
 TABLES = {

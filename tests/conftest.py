@@ -10,6 +10,8 @@ import pytest
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="cmtvision-tests-")  # before anything imports our models
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], True)
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`; a make that a test starts is nobody's child
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(autouse=True)

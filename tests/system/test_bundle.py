@@ -52,8 +52,8 @@ def empty_python(bundle, tmp_path_factory):
     return python
 
 
-def run(python, *words, cwd):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+def run(python, *words, cwd, **more):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | more
     return subprocess.run(
         [python, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=200
     )
@@ -66,6 +66,17 @@ from predict import Predictor
 predictor = Predictor(threads=1)
 images = sys.argv[2:]
 np.savez(sys.argv[1], inputs=np.stack([predictor.inputs(image) for image in images]), logits=predictor.logits(images))
+some = [open(images[0], "rb").read(), bytearray(open(images[0], "rb").read()), open(images[0], "rb")]
+some += [images[0], predictor.preprocess.prepare(images[0]), np.stack([predictor.preprocess.prepare(images[0])])]
+assert [len(predictor.predict(one, top=1)) for one in some] == [1] * len(some)
+assert (len(predictor.predict([])), predictor.logits([]).shape) == (0, (0, len(predictor.classes)))
+refused = []
+for images, more in ((None, {}), ([None], {}), ("gone.png", {}), ([], {"top": 0}), ([], {"batch_size": 0})):
+    try:
+        predictor.predict(images, **more)
+    except Exception as error:
+        refused.append(type(error).__name__)
+assert refused == ["DataError"] * 3 + ["ConfigError"] * 2, refused
 absent = []
 for name in ("torch", "timm", "torchvision", "cmtvision", "onnx", "safetensors"):
     try:
@@ -118,6 +129,15 @@ def test_in_an_empty_environment_what_is_wrong_is_one_line(mixed_photos, bundle,
     assert first.startswith("error: ")
     assert "it is text" in first
     assert "no such file" in second
+
+    odd = tmp_path / os.fsdecode("é".encode() + b"\xff.png")  # in a terminal that knows neither
+    shutil.copyfile(good, odd)
+    for more in ([], ["--json"]):
+        done = run(
+            empty_python, "-X", "utf8=0", bundle / "predict.py", odd, *more, cwd=tmp_path, PYTHONIOENCODING="ascii"
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert os.fsencode(json.loads(done.stdout)["predictions"][0]["image"]) == os.fsencode(odd)
 
     broken = tmp_path / "broken"
     subprocess.run(["cp", "-r", bundle, broken], check=True)

@@ -1,8 +1,10 @@
 """``cmtvision bench`` as a person types it."""
 
 import json
+import re
 
 import pytest
+import torch
 from cli_process import assert_one_error, run_cli
 
 LITTLE = ("--rounds", "1", "--seconds", "0.005", "--threads", "1", "--device", "cpu")
@@ -16,6 +18,8 @@ def test_a_run_and_its_exports(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record == json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert record["hardware"]["kernels"].startswith(f"torch {torch.backends.cpu.get_cpu_capability()}, oneDNN fp32")
+    assert all(row["fraction_of_limit"] <= 1 for row in record["cells"])
     assert {"command", "date", "hardware", "versions", "device", "rounds", "seconds", "limits", "cells"} <= set(record)
     assert [(row["runtime"], row["batch"]) for row in record["cells"]] == [
         (name, batch) for name in ("eager", "fused", "onnx") for batch in (1, 2)
@@ -38,7 +42,10 @@ def test_the_table_and_a_form_that_fails(tmp_path):
         assert column in header
     assert rows[0].split()[:6] == ["cmt_nano", "32", "fused", "fp32", "1", "1"]
     assert "resnet10t fused fp32 x1 batch 1  failed: fuse: ResNet is no CMT; other networks run as they are" in rows
-    assert "limits, 1 thread: " in done.stdout
+    limits = done.stdout.partition("limits, 1 thread:\n")[2].splitlines()
+    assert [line.split()[0] for line in limits] == ["bf16", "fp32", "caches", "memory"]
+    assert all(re.search(r" G(FLOP|B)/s \(.*\)$", line) for line in limits)  # by which library, or which network
+    assert "kernels  torch " in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,7 +66,7 @@ def test_missing_empty_and_one_class_folders_are_named(tmp_path, photos):
         (["trian"], ["'trian'", "did you mean 'train'"]),
         (["train", "photos", "--recipee", "demo"], ["--recipee", "did you mean --recipe"]),
         (["train"], ["missing argument 'DATA'", "cmtvision train --help"]),
-        (["eval", "run", "photos", "--split", "test"], ["'test' is not one of 'val', 'train', 'all'"]),
+        (["eval", "run", "photos", "--split", "dev"], ["'dev' is not one of 'val', 'train', 'test', 'all'"]),
         (["info", "cmt_s", "--img-size", "x"], ["--img-size"]),
         (["predict", "run", "a.png", "--json", "--csv"], ["--json and --csv"]),
         (["predict", "run", "*.nothing"], ["no file matches"]),

@@ -212,7 +212,8 @@ def test_a_model_of_timm_is_trained_into_a_folder_of_its_own_name(photos, tmp_pa
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert re.fullmatch(r"runs/photos-resnet18-\d{8}-\d{6}", found["out"])
-    assert found["evaluation"]["num_images"] == 6
+    kept = json.loads((tmp_path / found["out"] / "run.json").read_text())
+    assert 0 < found["evaluation"]["num_images"] == kept["num_val"] < 36
     shown = run_cli("info", found["out"], "--json", cwd=tmp_path)
     assert json.loads(shown.stdout)["total"]["parameters"] == 11_176_512 + 3 * 512 + 3
 
@@ -238,3 +239,22 @@ def test_the_console_script_is_the_same_program(tmp_path):
     script = Path(sys.executable).parent / "cmtvision"
     done = subprocess.run([script, "--version"], cwd=tmp_path, capture_output=True, check=True)
     assert done.stdout.startswith(b"cmtvision ")
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ((), r"https://\S+/cmt_tiny\.pth: cannot be fetched .*; put the file at \S+/hub/checkpoints/cmt_tiny\.pth,"),
+        (("--model", "resnet18"), r"timm/resnet18\.a1_in1k cannot be fetched from the Hugging Face Hub \("),
+    ],
+)
+def test_fine_tuning_without_a_network_is_one_line_and_leaves_nothing(photos, tmp_path, monkeypatch, options, where):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nobody listens: no network, wherever the test runs
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    done = run_cli("train", photos, "--recipe", "finetune", *options, cwd=tmp_path)
+    assert_one_error(done, where, r"Connection refused, asked by the proxy 127\.0\.0\.1", "--weights FILE")
+    assert len(done.stderr.splitlines()) == 1  # no plan above it
+    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.rglob("*.pth"))

@@ -18,7 +18,7 @@ from cmtvision.weights import read_state_dict
 SETTINGS = [
     "train.batch_size=8", "data.val_fraction=0.17", "train.checkpoint_steps=2", "augment.mixup=0.4",
     "augment.cutmix=0.5", "augment.random_erasing=0.3", "model.drop_path_rate=0.2", "model.drop_rate=0.2",
-    "data.workers=0", "schedule.warmup_epochs=1", "train.threads=1",
+    "data.workers=0", "schedule.warmup_epochs=1", "train.threads=1", "data.split_seed=12",
 ]  # fmt: skip
 KINDS = {"step": 9, "validation": 3, "writing": 6, "written": 6, "between": 5}
 

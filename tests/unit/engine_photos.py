@@ -31,4 +31,5 @@ TINY = (
     "schedule.epochs=2",
     "schedule.warmup_epochs=0.5",
     "data.val_fraction=0.25",
+    "data.split_seed=243",  # which happens to hold out exactly 4 of each 16
 )

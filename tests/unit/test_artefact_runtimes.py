@@ -19,16 +19,17 @@ from data_files import photo
 from torch import nn
 
 import cmtvision
-from cmtvision.artefact import Artefact, Predictor, read_artefact, write_artefact, write_export_card
+from cmtvision.artefact import Artefact, Predictor, read_artefact, runtime_openvino, write_artefact, write_export_card
 from cmtvision.artefact.card import Card, read_card
 from cmtvision.artefact.devices import device_for
+from cmtvision.artefact.runtime_openvino import HINTS
 from cmtvision.artefact.runtime_torch import _check_archive
-from cmtvision.artefact.runtimes import import_openvino, open_runtime, openvino_core
-from cmtvision.artefact.threads import default_threads, usable_cores
+from cmtvision.artefact.runtimes import arithmetic_of, import_openvino, open_runtime, openvino_core
 from cmtvision.data import Preprocess
 from cmtvision.engine import evaluate
 from cmtvision.engine.processes import Processes
 from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.machine import default_threads, instruction_sets, saturates_int8, usable_cores
 
 CONTRACT = Preprocess((24, 32), 0.9, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 CLASSES = ["a", "b", "c", "d"]
@@ -177,12 +178,108 @@ def test_all_openvino_models_share_one_core_that_stays(exports):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("bf16", "bf16"), ("int8", "f32"), ("int8-weights-bf16", "bf16"), ("fp16", "f16")]
+    ("precision", "available", "arithmetic"),
+    [
+        ("fp32", {"fp16", "bf16", "int8"}, "fp32"),
+        ("fp16", {"fp16", "bf16"}, "fp16"),
+        ("fp16", {"bf16", "int8"}, "fp32"),  # bf16 is coarser than what was asked for
+        ("bf16", {"bf16"}, "bf16"),
+        ("bf16", {"fp16"}, "fp32"),  # fp16 ends at 65504
+        ("int8", {"int8", "bf16"}, "int8"),
+        ("int8", {"bf16"}, "fp32"),
+        ("int8-bf16", {"int8", "bf16"}, "int8-bf16"),
+        ("int8-bf16", {"int8"}, "int8"),
+        ("int8-weights", {"int8", "bf16"}, "fp32"),
+        ("int8-weights-bf16", {"int8", "bf16"}, "bf16"),
+    ],
 )
-def test_openvino_is_told_the_precision(exports, copy, name, hint):
+def test_a_model_is_computed_in_what_was_asked_for_or_in_fp32(precision, available, arithmetic):
+    assert arithmetic_of(precision, available) == arithmetic
+
+
+MACHINES = [{"fp32"}, {"fp32", "int8"}, {"fp32", "int8", "bf16"}, {"fp32", "int8", "bf16", "fp16"}]
+
+
+@pytest.mark.parametrize(
+    "has", [None, *MACHINES], ids=lambda has: "this machine" if has is None else "-".join(sorted(has))
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8-weights-bf16"])
+def test_openvino_is_told_an_arithmetic_that_the_device_has(precision, has, exports, copy, reference, monkeypatch):
+    """Left to itself it computes an fp16 file in bf16 where a processor has bf16 and no fp16."""
+    here = runtime_openvino.capabilities(openvino_core(), "CPU")
+    assert "fp32" in here
+    if has is not None and not has <= here:
+        pytest.skip(f"this processor computes in {here}")
+    if has is not None:
+        monkeypatch.setattr(runtime_openvino, "capabilities", lambda core, target: has)
+    has = has or here
     folder = copy("openvino")
-    damage(folder, precision=name)
-    assert cmtvision.load(folder).runtime.runtime.settings["INFERENCE_PRECISION_HINT"] == hint
+    damage(folder, precision=precision)
+    predictor = cmtvision.load(folder, device="cpu")
+    logits = predictor.logits(IMAGES)
+    runtime = predictor.runtime.runtime
+    told = runtime.compiled(len(IMAGES)).get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    wanted = precision.split("-")[-1]
+    assert told == (HINTS[wanted] if wanted in has else "f32")
+    assert predictor.runtime.arithmetic == (wanted if wanted in has else "fp32")
+    if told == "f32":
+        assert torch.allclose(logits, reference.logits(IMAGES), atol=1e-5)
+
+
+SATURATING = """
+import json, sys
+import numpy as np
+import cmtvision
+from cmtvision.artefact.runtimes import import_openvino
+from cmtvision.artefact import Card, write_export_card
+from cmtvision.data import Preprocess
+
+openvino = import_openvino()
+from openvino import opset13 as op
+images = op.parameter([-1, 64, 8, 8], np.float32, name="images")
+rounded = op.fake_quantize(images, *map(np.float32, (0, 255, 0, 255)), 256)
+weights = op.constant(np.full((2, 64, 1, 1), 127, np.float32))
+weights = op.fake_quantize(weights, *map(np.float32, (-127, 127, -127, 127)), 255)
+maps = op.convolution(rounded, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+logits = op.reduce_mean(maps, op.constant(np.array([2, 3])), False)
+folder = sys.argv[1]
+openvino.save_model(openvino.Model([logits], [images]), f"{folder}/model.xml", compress_to_fp16=False)
+card = Card("cmt_nano", {}, ["a", "b"], Preprocess((8, 8), 1.0, "bicubic", (0.0,) * 64, (1.0,) * 64, 64))
+files = ["model.xml", "model.bin"]
+block = {"runtime": "openvino", "file": files[0], "files": files, "precision": "int8", "img_size": [8, 8]}
+from pathlib import Path
+write_export_card(Path(folder), card, block)
+runtime = cmtvision.load(folder, device="cpu").runtime
+print(json.dumps([runtime(np.full((1, 64, 8, 8), 255, np.float32)).tolist()[0], runtime.arithmetic]))
+"""
+
+
+@pytest.mark.parametrize("instructions", [None, "AVX2"])
+def test_8_bits_mean_the_same_on_every_processor(instructions, tmp_path):
+    """Without VNNI oneDNN's sum of 64 products of 255 and 127 ends at half of what it is."""
+    environment = {**os.environ, **({} if instructions is None else {"ONEDNN_MAX_CPU_ISA": instructions})}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SATURATING, tmp_path],
+        capture_output=True, text=True, check=False, timeout=200, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    logits, arithmetic = json.loads(done.stdout)
+    assert logits == pytest.approx([255 * 127 * 64] * 2, rel=1e-6)
+    assert arithmetic == ("int8" if instructions is None and not saturates_int8() else "fp32")
+
+
+def test_onnx_runtime_is_told_not_to_saturate(exports):
+    options = cmtvision.load(exports["onnx"], device="cpu").runtime.runtime.session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+
+
+def test_who_asked_for_another_arithmetic_is_told(copy, caplog, monkeypatch):
+    monkeypatch.setattr(runtime_openvino, "capabilities", lambda core, target: {"fp32"})
+    folder = copy("openvino")
+    damage(folder, precision="fp16")
+    with caplog.at_level("INFO", "cmtvision"):
+        cmtvision.load(folder, device="cpu")
+    assert caplog.messages == [f"{folder}: fp16 model computed in fp32: openvino has nothing else on this device"]
 
 
 def damage(folder, **changes):
@@ -503,7 +600,10 @@ def test_a_compiled_package_opens_and_is_checked(network, reference, tmp_path):
         assert torch.allclose(predictor.logits(IMAGES[:count]), expected[:count], atol=1e-5)
     with pytest.raises(ConfigError, match="compiled for cpu"):
         cmtvision.load(tmp_path, device="cuda")
-    damage(tmp_path, compiled=False)
+    damage(tmp_path, instructions=["avx_of_tomorrow", *instruction_sets()])
+    with pytest.raises(CheckpointError, match="a processor with avx_of_tomorrow, which this one lacks"):
+        cmtvision.load(tmp_path, device="cpu")
+    damage(tmp_path, compiled=False, instructions=[])
     with pytest.raises(CheckpointError, match="holds native code"):
         cmtvision.load(tmp_path, device="cpu")
     damage(tmp_path, compiled=True)

@@ -13,6 +13,7 @@ from cmtvision.artefact import load
 from cmtvision.bench import training
 from cmtvision.bench.ablation import LEAVE_ONE_OUT, ablate, ablation_entries
 from cmtvision.bench.training import Entry, run_recipe, train_all
+from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.stopping import TrainingInterrupted
 from cmtvision.errors import ConfigError, DataError
 from cmtvision.recipe import load_recipe
@@ -69,7 +70,8 @@ def test_networks_are_trained_alike_and_a_broken_one_is_a_row_with_its_reason(ph
     ]  # fmt: skip
     opened = load(tmp_path / "runs" / "bare" / "seed-1")  # the options travel with the trained network
     assert len(opened.artefact.model.stages[2].blocks) == 1
-    assert found[0].runs[0].num_images == found[2].runs[0].num_images == 6
+    held_out = len(read_photos(recipe_of(), photos).val)
+    assert found[0].runs[0].num_images == found[2].runs[0].num_images == held_out
     assert not list(tmp_path.glob("runs/*/*/checkpoints"))
 
     trained_again = []

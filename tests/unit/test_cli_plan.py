@@ -150,8 +150,12 @@ def test_the_plan_of_real_photos_goes_to_stderr(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert re.search(r"^model +cmt_nano, [\d,]+ parameters, 32 x 32 px, from random weights$", said.err, re.MULTILINE)
-    assert f"{photos}: 39 to train on, 9 held out (split by seed), 3 classes" in said.err
+    assert re.search(r"photos: 3\d to train on, 1\d held out \(split by seed\), 3 classes", said.err)
     assert said.err.rstrip().endswith(f"{tmp_path / 'run'} (resumed)")
+    for part in ("train", "test"):
+        write_photos(tmp_path / "parts" / part, per_class=4)
+    show_plan(load_recipe("demo", ["train.device=cpu"]), tmp_path / "parts", tmp_path / "run", resume=False)
+    assert "(split by seed), 12 set apart for test, 3 classes" in capsys.readouterr().err
 
 
 def test_the_folder_of_a_run_is_named_after_data_of_any_kind(tmp_path):

@@ -3,10 +3,21 @@
 import csv
 import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
+import timm
+from data_files import photo
+from PIL import Image
 
+from cmtvision.artefact import Artefact, write_artefact
+from cmtvision.cli import main
+from cmtvision.cli.plan_lines import sparkline
 from cmtvision.cli.predictions import BadImageError, CsvRows, JsonDocument, Outcome, TextRows, View
+from cmtvision.cli.sources import find_images
+from cmtvision.data import Preprocess
 
 ONE = Outcome("a.png", [("cat", 0.4), ("dog", 0.35)], [("cat", 0.4)])
 TWO = Outcome("b.png", [("cat", 0.9), ("dog", 0.6)], [("cat", 0.9), ("dog", 0.6)])
@@ -48,3 +59,56 @@ def test_json_lists_the_labels(capsys):
     assert [row["labels"] for row in found["predictions"]] == [["cat"], []]
     assert found["predictions"][1]["label"] == "cat"
     assert found["failed"] == [{"image": "x.png", "error": "no"}]
+
+
+@pytest.fixture(scope="module")
+def accented(tmp_path_factory):
+    """A model whose classes, and photos whose names, are not all ASCII, nor all UTF-8."""
+    root = tmp_path_factory.mktemp("accented")
+    model = timm.create_model("cmt_nano", num_classes=2).eval()
+    contract = Preprocess((32, 32), 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
+    write_artefact(root / "model", Artefact(model, "cmt_nano", {}, ["café", "\U0001f431"], contract))
+    (root / "photos").mkdir()
+    for name in ("größe.png".encode(), b"bad\xff.png"):
+        photo().save(root / "photos" / os.fsdecode(name))
+    (root / "photos" / os.fsdecode(b"no\xfe.png")).write_text("x")
+    return root
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+@pytest.mark.parametrize("how", [[], ["--csv"], ["--json"]])
+def test_no_name_is_too_odd_for_the_terminal(encoding, how, accented, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    code = main(["predict", str(accented / "model"), str(accented / "photos"), *how])
+    shown, said = (streams[name].buffer.getvalue().decode(encoding) for name in ("stdout", "stderr"))
+    assert code == 2
+    assert "no\\udcfe.png: not an image" in said
+    if how == ["--json"]:
+        found = json.loads(shown)
+        names = [os.fsencode(Path(row["image"]).name) for row in found["predictions"]]
+        assert sorted(names) == [b"bad\xff.png", "größe.png".encode()]
+        assert {row["label"] for row in found["predictions"]} <= {"café", "\U0001f431"}
+        assert len(found["failed"]) == 1
+    else:
+        assert "bad\\udcff.png" in shown
+        assert ("größe.png" in shown) == (encoding != "ascii")
+
+
+def test_a_curve_is_drawn_with_what_the_terminal_has(monkeypatch):
+    assert sparkline([0, 1, 2, 4]) == "▁▃▅█"
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert sparkline([0, 1, 2, 4]) == "_-=#"
+
+
+def test_an_empty_word_is_no_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (only,) = find_images([""])
+    assert "empty word" in str(only.content)
+
+
+def test_names_cannot_move_the_cursor(capsys):
+    TextRows().add(Outcome("\x1b[2Ja\nb.png", [("\x1b]0;x\x07bag", 1.0)], []))
+    assert capsys.readouterr().out == "\\x1b[2Ja\\x0ab.png: \\x1b]0;x\\x07bag 100.0%\n"

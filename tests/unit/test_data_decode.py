@@ -1,11 +1,13 @@
+import io
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from data_files import odd_images, photo, truncated_jpeg
 from PIL import Image
 
-from cmtvision.data import open_image
+from cmtvision.data import Preprocess, each_image, open_image
 from cmtvision.errors import DataError
 
 
@@ -79,7 +81,7 @@ def test_bad_files_give_one_line_with_their_name(tmp_path):
         "empty.png": "the file is empty",
         "page.eps": "not an image, or of a kind that cannot be read",
         "absent.png": "no such file",
-        "": "is not a file",
+        "": "is a folder",
     }
     for name, reason in expected.items():
         with pytest.raises(DataError) as caught:
@@ -122,11 +124,89 @@ def test_arrays_of_every_kind():
         (np.full((2, 2), np.nan), "expected 0..1"),
         (np.zeros((2, 2, 2), np.uint8), "shape"),
         (np.zeros((0, 2), np.uint8), "no pixels"),
-        (np.full((2, 2), -1), "outside 0..65535"),
+        (np.full((2, 2), -1), r"int64 pixels from -1 to -1, expected 0\.\.255"),
+        (gray.astype(np.int32) * 257, "pass 16-bit pixels as uint16"),
+        (np.zeros((3, 20, 20), np.uint8), r"batch of images is \(N, H, W, C\)"),
         (np.array([["a"]]), "pixels of type"),
     ]:
         with pytest.raises(DataError, match=reason):
             open_image(bad)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint32", ">i4", ">u2"])
+def test_integers_are_eight_bits_and_only_uint16_is_sixteen(kind):
+    gray = np.asarray(photo().convert("L")) // 2
+    sixteen = np.dtype(kind).kind == "u" and np.dtype(kind).itemsize == 2
+    pixels = (gray.astype(np.uint16) * 257 if sixteen else gray).astype(kind)
+    assert np.array_equal(open_image(pixels), gray)
+    # deep, however dark: sixteen bits, and what Pillow keeps as 32-bit integers is deep too
+    assert np.asarray(open_image(np.full((2, 2), 200, np.dtype("u2").newbyteorder(">")))).max() == 1
+    assert np.asarray(open_image(Image.fromarray(np.full((2, 2), 200, np.int32)))).max() == 1
+
+
+def test_every_way_to_hold_a_file_gives_its_picture(tmp_path):
+    photo().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    written = io.BytesIO()
+    photo().save(written, format="PNG")  # left at its end, as whoever has just written it does
+    for source in (bytearray(content), memoryview(content), io.BytesIO(content), written):
+        assert np.array_equal(open_image(source), photo())
+    with (tmp_path / "a.png").open("rb") as file:
+        assert np.array_equal(open_image(file), photo())
+        with pytest.raises(DataError, match=r"a\.png: .*more than the limit of 10"):
+            open_image(file, max_bytes=10)
+    (tmp_path / "a.txt").write_text("x")
+    with (tmp_path / "a.txt").open() as file, pytest.raises(DataError, match=r"a\.txt: .*binary"):
+        open_image(file)
+    with pytest.raises(DataError, match="empty"):
+        open_image(io.BytesIO())
+    with pytest.raises(DataError, match=r"cannot be read \(I/O operation on closed file"):
+        open_image(file)
+
+
+def test_tensors_have_their_channels_first_as_torchvision_gives_them():
+    pixels = np.array(photo())
+    first = torch.from_numpy(pixels).permute(2, 0, 1)
+    for tensor in (first, torch.from_numpy(pixels), (first / 255).requires_grad_(), first.to(torch.int64)):
+        assert np.array_equal(open_image(tensor), photo())
+    gray = np.array(photo().convert("L"))
+    assert np.array_equal(open_image(torch.from_numpy(gray)[None]), gray)
+    assert close(open_image((first / 255).bfloat16()), photo(), 1)
+    for tensor in (first / 255 * 4 - 2, first[:2], torch.empty(3, 4, 4, device="meta")):
+        with pytest.raises(DataError, match="tensor"):
+            open_image(tensor)
+    planes = Preprocess((4, 4), 1.0, "bicubic", (0.5,) * 5, (0.5,) * 5, channels=5)
+    five = np.random.default_rng(0).integers(0, 256, (6, 7, 5), dtype=np.uint8)
+    assert np.array_equal(planes(torch.from_numpy(five).permute(2, 0, 1)), planes(five))
+
+
+@pytest.mark.parametrize("odd", [None, 7, 1.5, object(), ["a.png"], {"a": 1}])
+def test_what_is_no_image_at_all_is_one_line(odd):
+    with pytest.raises(DataError, match="expected a path") as caught:
+        open_image(odd)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pil_image_whose_file_is_cut_off_is_one_line():
+    with Image.open(io.BytesIO(truncated_jpeg())) as picture, pytest.raises(DataError, match="damaged image"):
+        open_image(picture)
+
+
+def test_one_image_is_one_and_a_batch_is_many(tmp_path):
+    pixels = np.array(photo())
+    tensor = torch.from_numpy(pixels)
+    one = ["a.png", tmp_path, b"x", bytearray(b"x"), io.BytesIO(b"x"), photo(), pixels, pixels[:, :, 0], tensor]
+    for source in one:
+        (found,) = each_image(source)
+        assert found is source
+    assert len(list(each_image(np.stack([pixels] * 3)))) == 3
+    assert len(list(each_image(torch.stack([tensor.permute(2, 0, 1)] * 3)))) == 3
+    assert list(each_image(np.array(["a.png", "b.png"]))) == ["a.png", "b.png"]
+    assert list(each_image(name for name in ("a", "b"))) == ["a", "b"]
+    assert list(each_image([])) == []
+    for odd in (None, 7, np.zeros(5), np.zeros(()), np.zeros((1, 2, 3, 4, 5))):
+        with pytest.raises(DataError, match="expected an image or several"):
+            each_image(odd)
 
 
 def test_a_plain_image_is_not_copied_and_a_file_image_is_not_changed(tmp_path):

@@ -1,10 +1,10 @@
 import json
+import resource
 
 import numpy as np
 import pytest
 import torch
 from data_files import photo
-from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from cmtvision.data.preprocess import Preprocess
@@ -108,6 +108,36 @@ def test_senseless_values_are_refused_by_name(change):
         make(**change)
 
 
-def test_a_thread_of_pixels_is_refused_instead_of_filling_the_memory():
-    with pytest.raises(DataError, match="less extreme shape"):
-        make((224, 224))(Image.new("L", (1, 100_000)))
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (1, 1400), (3, 60_000)])
+@pytest.mark.parametrize("size", [(224, 224), (224, 160)])
+def test_a_thread_of_pixels_takes_no_more_memory_than_its_crop(shape, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = make(size).prepare(pixels)
+    assert found.shape == (*size, 3)
+    assert found.std() > 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 400_000  # KB; the whole would be far more
+
+
+@pytest.mark.parametrize("shape", [(5, 400), (400, 3), (31, 500), (2, 300)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_the_crop_of_a_thread_is_the_crop_of_the_whole(monkeypatch, shape, interpolation):
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    for size in ((64, 64), (64, 48)):
+        preprocess = make(size, interpolation=interpolation)
+        whole = preprocess.prepare(pixels).astype(int)
+        monkeypatch.setattr("cmtvision.data.preprocess.MAX_PIXELS", 1)
+        part = preprocess.prepare(pixels).astype(int)
+        monkeypatch.undo()
+        assert abs(part - whole).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": [30_000, 30_000]}, {"size": [float("inf")] * 2}, {"size": [10**400] * 2}, {"crop_pct": 10**400},
+     {"crop_pct": 1e-320}, {"channels": float("inf")}, {"mean": [1e39] * 3}, {"std": [1e-50] * 3}],
+)  # fmt: skip
+def test_a_block_that_would_fill_the_memory_or_give_no_numbers_is_refused(change):
+    block = Preprocess((32, 32), 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3).to_dict()
+    with pytest.raises(DataError, match="preprocess"):
+        Preprocess.from_dict(block | change)

@@ -1,4 +1,5 @@
 import gzip
+import shutil
 import struct
 
 import numpy as np
@@ -55,6 +56,71 @@ def test_nothing_but_sample_data_is_overwritten(written, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["holiday.png"]
     with pytest.raises(DataError, match="is a file"):
         write_sample_data(folder / "holiday.png")
+
+
+@pytest.fixture
+def few(written, tmp_path):
+    """Some of the photos, where they were written: what --overwrite replaces."""
+    summary, _ = written
+    for part in ("train", "val"):
+        for name in CLASSES:
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for file in sorted((summary.directory / part / name).iterdir())[:2]:
+                shutil.copy(file, tmp_path / "photos" / part / name)
+    shutil.copy(summary.directory / "FASHION-MNIST-LICENSE.txt", tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("train/bag/holiday.png", lambda file: photo(9, 9).save(file)),
+        ("train/bag/00002.png", lambda file: photo(28, 28).save(file)),  # the name of one of ours, in another place
+        ("train/bag/9999.png", lambda file: photo(28, 28).convert("L").save(file)),
+        ("val/bag/notes", lambda file: (file.mkdir(), (file / "a.txt").write_text("x"))),
+        ("train/scarf", lambda file: file.mkdir()),
+        ("train/scarf/00000.png", lambda file: (file.parents[1] / "bag").rename(file.parent)),
+        ("train/sandal/link.png", lambda file: file.symlink_to(file.parents[3] / "mine.png")),
+        ("val/coat", lambda file: (file.rename(file.parents[2] / "coat"), file.symlink_to(file.parents[2] / "coat"))),
+        ("split.csv", lambda file: file.write_text("path,label,split\n")),
+    ],
+)
+def test_a_file_of_the_users_anywhere_below_is_never_deleted(name, change, few, tmp_path):
+    photo().save(tmp_path / "mine.png")
+    change(few / name)
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=rf"not overwritten.*it holds {name.partition('/0')[0]}"):
+        write_sample_data(few, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_a_photo_of_the_full_set_that_the_user_repainted_is_not_deleted(few):
+    full = few / "train" / "bag" / "51234.png"
+    photo(28, 28).save(full)
+    with pytest.raises(DataError, match=r"it holds train/bag/51234\.png"):
+        write_sample_data(few, overwrite=True)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(full)  # as the full set has it
+    write_sample_data(few, overwrite=True)
+    assert not full.exists()
+
+
+def test_the_folder_itself_stays_where_it_is_there_already(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    number = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+    write_sample_data(".")
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["FASHION-MNIST-LICENSE.txt", "train", "val"]
+    (tmp_path / "here" / "val" / "bag" / "00020.png").unlink(missing_ok=True)
+    write_sample_data(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "here").stat().st_ino == number  # a shell or a mount that stands in it still does
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
+    assert len(list((tmp_path / "here").iterdir())) == 3
 
 
 def test_overwrite_restores_and_an_interruption_leaves_nothing(tmp_path):

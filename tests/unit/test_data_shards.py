@@ -1,6 +1,7 @@
 import gc
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -41,7 +42,7 @@ def message(path, **options):
 
 def assert_same_data(found, expected):
     assert (found.classes, found.fingerprint) == (expected.classes, expected.fingerprint)
-    for part in ("train", "val"):
+    for part in ("train", "val", "test"):
         pairs = list(zip(getattr(found, part), getattr(expected, part), strict=True))
         assert [found.relative(a.path) for a, _ in pairs] == [expected.relative(b.path) for _, b in pairs]
         assert all(a.path.read() == b.path.read_bytes() for a, b in pairs)
@@ -295,6 +296,88 @@ def test_nothing_but_shards_is_overwritten(folder, tmp_path):
     assert not list(tmp_path.glob(".new*"))
 
 
+def test_names_in_tars_are_what_they_are_however_they_are_spelled(folder, tmp_path):
+    """``tar cf x.tar ./ant ./bee`` writes ./ant/000.png; the run's split.csv must find it again."""
+    files = {
+        name: (folder / name).read_bytes() for name in ("ant/000.png", "ant/001.png", "bee/000.png", "bee/001.png")
+    }
+
+    def tar(name, spell):
+        with tarfile.open(tmp_path / name, "w") as out:
+            for member, content in files.items():
+                info = tarfile.TarInfo(spell(member))
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+        return tmp_path / name
+
+    spellings = [lambda one: f"./{one}", lambda one: one.replace("/", "//"), lambda one: f"/{one}", lambda one: one]
+    for number, spell in enumerate(spellings):
+        (tmp_path / str(number)).mkdir()
+        index = read_dataset(tar(f"{number}/x.tar", spell), val_fraction=0.5)
+        assert [index.relative(sample.path) for sample in index.samples] == [f"x.tar/{name}" for name in files]
+        write_split(index, tmp_path / "split.csv")
+        again = read_dataset(index.source, split_file=tmp_path / "split.csv", split_seed=9)
+        assert (again.train, again.val) == (index.train, index.val)
+        text = (tmp_path / "split.csv").read_text()
+        (tmp_path / "split.csv").write_text(text.replace("x.tar/", "x.tar/./"))  # as earlier versions wrote it
+        assert read_dataset(index.source, split_file=tmp_path / "split.csv").val == index.val
+    twice = {f"{dots}ant/000.png": files["ant/000.png"] for dots in ("", "./")}
+    files |= twice
+    assert "two images are called ant/000" in message(tar("twice.tar", lambda one: one))
+
+
+def test_shards_keep_names_that_are_no_utf8(folder, tmp_path):
+    (folder / "ant").rename(folder / os.fsdecode(b"fourmi\xe9"))
+    (folder / "bee" / "000.png").rename(folder / "bee" / os.fsdecode(b"\xff.png"))
+    expected = read_dataset(folder, split_seed=3)
+    write_shards(expected, tmp_path / "out")
+    json.loads((tmp_path / "out" / "index.json").read_text(encoding="utf-8"))
+    assert_same_data(read_dataset(tmp_path / "out"), expected)
+    (tmp_path / "out" / "index.json").unlink()
+    assert read_dataset(tmp_path / "out").classes == expected.classes  # classes.json
+    several = read_dataset(folder, multi_label=True)
+    write_shards(several, tmp_path / "several")
+    (tmp_path / "several" / "index.json").unlink()
+    assert read_dataset(tmp_path / "several", multi_label=True).classes == expected.classes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: (out / "train" / "mine.txt").write_text("x"),
+        lambda out: (out / "notes").mkdir(),
+        lambda out: (out / "train" / "000009.tar").symlink_to(out / "train" / "000000.tar"),
+        lambda out: ((out / "val").rename(out.parent / "val"), (out / "val").symlink_to(out.parent / "val")),
+        lambda out: ((out / "classes.json").unlink(), (out / "classes.json").symlink_to(out.parent / "mine.json")),
+    ],
+)
+def test_what_the_user_put_beside_shards_is_never_deleted(change, folder, tmp_path):
+    index, out = read_dataset(folder), tmp_path / "out"
+    (tmp_path / "mine.json").write_text("[]")
+    write_shards(index, out)
+    change(out)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"not overwritten.*it holds"):
+        write_shards(index, out, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_shards_are_written_into_the_current_folder(folder, tmp_path, monkeypatch):
+    index, here = read_dataset(folder, val_fraction=0), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    number = here.stat().st_ino
+    for overwrite in (False, True):
+        write_shards(index, ".", overwrite=overwrite)
+        assert [file.name for file in sorted(here.iterdir())] == ["000000.tar", "classes.json", "index.json"]
+    assert here.stat().st_ino == number
+    index.train[0].path.unlink()
+    before = {file: file.read_bytes() for file in here.iterdir()}
+    with pytest.raises(DataError, match="cannot be read"):
+        write_shards(index, ".", overwrite=True)
+    assert {file: file.read_bytes() for file in here.iterdir()} == before
+
+
 def test_a_data_set_of_shards_pickles_trains_and_replaces_what_is_damaged(folder, tmp_path):
     (folder / "bee" / "zzz.jpg").write_bytes(truncated_jpeg())
     index = read_dataset(folder, val_fraction=0, verify=False)
@@ -323,7 +406,7 @@ def test_a_split_file_decides_the_split_of_shards(folder, tmp_path):
     index = read_dataset(tmp_path / "out", split_seed=5)
     write_split(index, tmp_path / "split.csv")
     again = read_dataset(index.source, split_file=tmp_path / "split.csv", val_fraction=0)
-    assert (again.train, again.val, again.split_source) == (index.train, index.val, "csv")
+    assert (again.train, again.val, again.split_source) == (index.train, index.val, "run")
     (tmp_path / "other.csv").write_text("path,label,split\nx/y.png,ant,val\nx/z.png,ant,train\n")
     assert "names none of the photos" in message(tmp_path / "out", split_file=tmp_path / "other.csv")
 
@@ -335,3 +418,74 @@ def test_a_cut_off_record_of_a_scan_is_made_again(folder, tmp_path):
     kept = next((tmp_path / "cache/cmtvision/shard_indices").glob("*.json"))
     kept.write_text(kept.read_text()[:50])
     assert read_dataset(tmp_path / "out") == index
+
+
+def test_a_test_part_stays_apart_in_shards(tmp_path):
+    folder_dataset(tmp_path / "photos" / "train", {"ant": 12, "bee": 9})
+    folder_dataset(tmp_path / "photos" / "Test", {"ant": 4, "bee": 3})
+    expected = read_dataset(tmp_path / "photos", split_seed=3)
+    assert (len(expected.test), expected.split_source) == (7, "seeded")
+    written = write_shards(read_dataset(tmp_path / "photos", val_fraction=0), tmp_path / "out", shard_bytes=SMALL)
+    assert (written.num_train, written.num_val, written.num_test) == (21, 0, 7)
+    found = read_dataset(tmp_path / "out", split_seed=3)
+    assert_same_data(found, expected)
+    assert found.split_source == "seeded"
+    assert {sample.path.store.location.split("/")[-2] for sample in found.test} == {"test"}
+    written = write_shards(expected, tmp_path / "three", shard_bytes=SMALL)
+    assert written.num_val == len(expected.val)
+    assert_same_data(read_dataset(tmp_path / "three"), expected)
+    alone = read_dataset(tmp_path / "three" / "test" / f"{written.num_shards - 1:06d}.tar", classes=["ant", "bee"],
+                         val_fraction=0)  # fmt: skip
+    assert (alone.train, alone.val, bool(alone.test)) == ([], [], True)
+
+
+def tar_of(file, names):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as out:
+        for number, name in enumerate(names):
+            content = io.BytesIO()
+            photo(12, 12, number).save(content, format="PNG")
+            info = tarfile.TarInfo(name)
+            info.size = content.tell()
+            content.seek(0)
+            out.addfile(info, content)
+    return file
+
+
+def test_a_tar_beside_class_folders_is_a_stray_one(folder, tmp_path):
+    before = read_dataset(folder)
+    stray = tar_of(folder / "backup.tar", ["x/0.png", "y/1.png"])
+    after = read_dataset(folder)
+    assert (after.samples, after.fingerprint) == (before.samples, before.fingerprint)
+    assert [(item.path, item.reason) for item in after.skipped] == [(stray, "a tar beside class folders")]
+    for part in ("train", "val"):
+        folder_dataset(tmp_path / "parts" / part, {"ant": 3, "bee": 3})
+    stray = tar_of(tmp_path / "parts" / "train" / "backup.tar", ["x/0.png", "y/1.png"])
+    index = read_dataset(tmp_path / "parts")
+    assert (index.classes, len(index.samples), [item.path for item in index.skipped]) == (["ant", "bee"], 12, [stray])
+    # Our own index says that a folder is shards, whatever was put beside them.
+    write_shards(before, tmp_path / "out")
+    folder_dataset(tmp_path / "out", {"zebra": 2})
+    assert_same_data(read_dataset(tmp_path / "out"), before)
+
+
+def test_folders_of_shards_are_parts_whatever_their_case(tmp_path):
+    root = tmp_path / "theirs"
+    for part, count in (("Train", 8), ("Validation", 4), ("TEST", 6)):
+        tar_of(root / part / "0.tar", [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(count // 2)])
+    index = read_dataset(root)
+    assert (len(index.train), len(index.val), len(index.test), index.split_source) == (8, 4, 6, "folders")
+    fsspec.filesystem("memory").put(str(root), "/parts", recursive=True)
+    there = read_dataset("memory://parts")
+    fsspec.filesystem("memory").rm("/parts", recursive=True)
+    assert (len(there.train), len(there.val), len(there.test)) == (8, 4, 6)
+    stray = tar_of(root / "old.tar", ["cat/0.png", "dog/1.png"])
+    again = read_dataset(root)
+    assert (again.samples, [item.path for item in again.skipped]) == (index.samples, [stray])
+    tar_of(root / "val" / "0.tar", ["cat/0.png"])
+    assert "Validation and val both mean the validation part" in message(root)
+    for name in ("test-0.tar", "train-0.tar"):
+        tar_of(tmp_path / "flat" / name, [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)])
+    flat = read_dataset(tmp_path / "flat")
+    assert (len(flat.test), flat.split_source) == (10, "seeded")
+    assert all("train-0.tar/" in flat.relative(sample.path) for sample in [*flat.train, *flat.val])

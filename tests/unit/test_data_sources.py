@@ -14,6 +14,7 @@ from data_files import folder_dataset, truncated_jpeg
 
 from cmtvision.data import EpochSampler, class_names_from, open_image, read_dataset, write_shards, write_split
 from cmtvision.data.sources import source_text
+from cmtvision.data.torchvision_sets import SETS
 from cmtvision.errors import DataError
 
 
@@ -49,7 +50,7 @@ def test_a_parquet_table_may_hold_the_photos(photos, tmp_path):
     content, names = zip(*photos, strict=True)
     file = parquet(tmp_path / "a.parquet", image=[{"bytes": one, "path": "x.png"} for one in content], label=names)
     index = read_dataset(file, val_fraction=0.25)
-    assert index.class_counts() == {"ant": (4, 2), "bee": (4, 2)}
+    assert {name: sum(both) for name, both in index.class_counts().items()} == {"ant": 6, "bee": 6}
     for sample in index.samples:
         row = int(index.relative(sample.path).removeprefix("a/"))
         assert sample.path.read() == content[row]
@@ -91,6 +92,37 @@ def test_a_folder_of_parquet_is_split_by_name_as_the_hub_has_it(photos, tmp_path
     assert read_dataset(tmp_path / "hub", classes=["0", "1", "2"]).val[1].label == 2
     assert read_dataset(tmp_path / "hub", classes=["ant", "cow", "bee"]).classes == ["ant", "cow", "bee"]
     assert "label 2 of photo" in message(tmp_path / "hub", classes=["ant", "bee"])
+
+
+def test_a_folder_of_parquet_keeps_its_test_part_and_leaves_out_one_without_labels(photos, tmp_path):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    content, names = zip(*photos, strict=True)
+    parquet(hub / "Train-0.parquet", image=list(content[:8]), label=names[:8])
+    parquet(hub / "test-0.parquet", image=list(content[8:]), label=names[8:])
+    index = read_dataset(hub)
+    assert (len(index.test), index.split_source) == (4, "seeded")
+    assert {index.relative(sample.path).split("/")[0] for sample in [*index.train, *index.val]} == {"Train-0"}
+    for blank in ({}, {"label": [-1] * 4}, {"label": [None] * 4}):
+        parquet(hub / "test-0.parquet", image=list(content[8:]), **blank)
+        index = read_dataset(hub)
+        assert (len(index.samples), index.test) == (8, [])
+        assert [(item.path.name, item.reason) for item in index.skipped] == [
+            ("test-0.parquet", "a test part without labels")
+        ]
+    parquet(hub / "training-1.parquet", image=list(content[8:]), label=names[8:])
+    assert "Train and training both mean the training part" in message(hub)
+
+
+def test_a_table_beside_class_folders_is_refused(photos, tmp_path):
+    file = parquet(
+        tmp_path / "photos" / "a.parquet", image=[one for one, _ in photos], label=[name for _, name in photos]
+    )
+    assert f"holds a table (a.parquet) and class folders (ant, bee, ...); give {file} itself" in message(file.parent)
+    assert len(read_dataset(file).samples) == 12
+    whole = parquet(tmp_path / "paths.parquet", path=["photos/ant/000.png", str(tmp_path / "photos/bee/000.png")],
+                    label=["a", "b"])  # fmt: skip
+    assert len(read_dataset(tmp_path).samples) == len(read_dataset(whole).samples) == 2  # its photos lie beside it
 
 
 def test_numbers_sort_as_numbers(photos, tmp_path):
@@ -152,7 +184,7 @@ def test_a_csv_may_name_its_columns_and_several_labels(photos, tmp_path):
     assert [sample.labels for sample in index.train] == [(0, 2), (), (1,)]
     write_split(index, tmp_path / "split.csv")
     assert read_dataset(tmp_path / "split.csv", multi_label=True, val_fraction=0).train == index.train
-    assert "no column path" in message(tmp_path / "list.csv")
+    assert "no column label; name it by data.label_column=" in message(tmp_path / "list.csv")
     assert "data.image_column cannot be used" in message(tmp_path / "photos", image_column="x")
 
 
@@ -180,9 +212,10 @@ def saved(photos, tmp_path, monkeypatch):
 
 def test_a_saved_hugging_face_data_set_is_read(saved, photos, tmp_path):
     index = read_dataset(f"hf:{saved}")
-    assert (index.classes, index.split_source) == (["bee", "ant"], "folders")
-    assert [index.relative(sample.path) for sample in index.val][:1] == ["test/00000000"]
-    rows = [*index.train, *index.val]
+    assert (index.classes, index.split_source) == (["bee", "ant"], "seeded")
+    assert (len(index.train) + len(index.val), len(index.test)) == (8, 4)
+    assert [index.relative(sample.path) for sample in index.test][:1] == ["test/00000000"]
+    rows = [*sorted([*index.train, *index.val], key=lambda sample: index.relative(sample.path)), *index.test]
     assert [sample.path.read() for sample in rows] == [content for content, _ in photos]
     assert [index.classes[sample.label] for sample in rows] == [name for _, name in photos]
     assert read_dataset(saved) == index  # hf: may be left out
@@ -192,6 +225,33 @@ def test_a_saved_hugging_face_data_set_is_read(saved, photos, tmp_path):
     back = read_dataset(tmp_path / "out")
     assert (back.classes, back.fingerprint) == (index.classes, index.fingerprint)
     assert open_image(back.train[0].path).size == (12, 12)
+
+
+def test_the_parts_of_a_hugging_face_data_set(saved, tmp_path):
+    import datasets
+
+    whole = datasets.load_from_disk(str(saved))
+    train, test = whole["train"], whole["test"]
+    parts = {"train": train.select(range(6)), "validation": train.select(range(6, 8)), "test": test, "extra": test}
+
+    def read(**parts):
+        folder = tmp_path / f"saved{len(list(tmp_path.iterdir()))}"
+        datasets.DatasetDict(parts).save_to_disk(folder)
+        return folder
+
+    index = read_dataset(read(**parts))
+    assert (len(index.train), len(index.val), len(index.test), index.split_source) == (6, 2, 4, "folders")
+    assert [item.reason for item in index.skipped] == ["a split that is neither train, val nor test"]
+    hidden = test.map(lambda row: {"label": -1})
+    index = read_dataset(read(train=train, test=hidden))
+    assert (len(index.samples), index.test) == (8, [])
+    assert [(str(item.path).endswith(":test"), item.reason) for item in index.skipped] == [
+        (True, "a test part without labels")
+    ]
+    assert "val and validation both mean the validation part" in message(read(train=train, val=test, validation=test))
+    alone = read(test=test)
+    assert (read_dataset(alone).test, len(read_dataset(alone).samples)) == ([], 4)
+    assert len(read_dataset(alone, classes=["bee", "ant"], val_fraction=0).test) == 4
 
 
 @pytest.mark.slow
@@ -226,16 +286,30 @@ def fashion(tmp_path_factory):
 
 def test_a_set_of_torchvision_is_read(fashion):
     index = read_dataset(f"torchvision:FashionMNIST:{fashion}")
-    assert (index.classes[0], index.classes[9], len(index.val)) == ("T-shirt/top", "Ankle boot", 10_000)
-    assert index.split_source == "folders"
-    assert index.class_counts()["Bag"][1] == 1000
+    assert (index.classes[0], index.classes[9], len(index.test)) == ("T-shirt/top", "Ankle boot", 10_000)
+    assert (index.split_source, len(index.train) + len(index.val)) == ("seeded", 10_000)
+    assert sum(sample.label == index.classes.index("Bag") for sample in index.test) == 1000
     from torchvision.datasets import FashionMNIST
 
     original = FashionMNIST(str(fashion), train=False)
     for row in (0, 17, 9999):
         picture, label = original[row]
-        assert index.val[row].label == label
-        assert np.array_equal(np.asarray(open_image(index.val[row].path)), np.asarray(picture))
+        assert index.test[row].label == label
+        assert np.array_equal(np.asarray(open_image(index.test[row].path)), np.asarray(picture))
+
+
+def test_the_parts_that_sets_of_torchvision_come_with_are_arguments_that_they_take():
+    from inspect import signature
+
+    from torchvision import datasets
+
+    for name, parts in SETS.items():
+        assert parts[0], name
+        for arguments in (one for choices in parts for one in choices):
+            assert set(dict(arguments)) <= set(signature(getattr(datasets, name)).parameters), name
+    assert all(SETS[name][2] for name in ("CIFAR10", "OxfordIIITPet", "Food101", "Flowers102", "DTD", "Country211"))
+    assert all(SETS[name][1] for name in ("Flowers102", "DTD", "ImageNet", "Imagenette"))
+    assert not SETS["ImageNet"][2]
 
 
 def test_a_set_of_torchvision_that_is_not_there_is_one_line(tmp_path):

@@ -18,6 +18,7 @@ from cmtvision.data.idx import read_idx
 from cmtvision.deploy import export as export_function
 from cmtvision.deploy import onnx_file
 from cmtvision.errors import CheckpointError, ConfigError, ExportError
+from cmtvision.machine import instruction_sets
 from random_weights import randomise
 
 CONTRACT = Preprocess((32, 32), 0.9, "bicubic", (0.5, 0.4, 0.6), (0.25, 0.3, 0.2))
@@ -131,7 +132,11 @@ def test_less_precise_exports_are_half_as_large(to, precision, stored, made, art
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_openvino_stores_half_the_bytes_unless_fp32(precision, made):
     weights = made("openvino").folder / "model.bin"
-    assert (made("openvino", precision).folder / "model.bin").stat().st_size < 0.55 * weights.stat().st_size
+    exported = made("openvino", precision)
+    assert (exported.folder / "model.bin").stat().st_size < 0.55 * weights.stat().st_size
+    computed_in = exported.card.export.verification["arithmetic"]
+    assert computed_in == cmtvision.load(exported.folder).runtime.arithmetic
+    assert computed_in in (precision, "fp32")  # as this processor has it
 
 
 def test_pixels_in_a_gray_rectangular_multi_label_model(photos, tmp_path):
@@ -293,6 +298,7 @@ def test_a_missing_compiler_is_named(artefact, photos, tmp_path):
 def test_native_code(artefact, photos, tmp_path):
     done = cmtvision.export(artefact, "torch", tmp_path / "out", compiled=True, images=photos)
     assert done.card.export.compiled
+    assert list(done.card.export.instructions) == instruction_sets()
     expected = Predictor(artefact, "cpu").logits(photos[:3])
     torch.testing.assert_close(logits_of(done.folder, photos[:3]), expected, rtol=1e-4, atol=1e-4)
 

@@ -61,6 +61,7 @@ class Faked:
 
     def __init__(self, real, change, precision="fp32"):
         self.real, self.change, self.precision = real, change, precision
+        self.arithmetic = precision
 
     def __call__(self, batch):
         return self.change(self.real(batch))

@@ -1,9 +1,14 @@
 """Training into a run folder: what is written, what is refused, and that a resumed run ends where it would have."""
 
 import csv
+import io
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -11,8 +16,11 @@ import pytest
 import torch
 import yaml
 from engine_photos import CLASSES, TINY, write_photos
+from PIL import Image
+from rich.console import Console
 
 import cmtvision
+from cmtvision.deploy import export
 from cmtvision.engine import TrainingDiverged, TrainingInterrupted, fit
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.recipe import load_recipe
@@ -126,8 +134,11 @@ def test_a_second_ctrl_c_stops_at_once(photos, tmp_path, monkeypatch):
     from cmtvision.engine.progress import ProgressView
 
     monkeypatch.setattr(ProgressView, "step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    with pytest.raises(
+        TrainingInterrupted, match="stopped by Ctrl-C while training; nothing was saved yet, start again"
+    ):
         fit(recipe(), photos, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_resume_refuses_what_is_not_there_and_changed_photos(photos, tmp_path):
@@ -248,3 +259,205 @@ def test_fine_tuning_keeps_the_backbone_and_a_matching_classifier(photos, tmp_pa
         3,
     ).model.state_dict()
     assert torch.allclose(gray["stem.conv1.weight"], trained["stem.conv1.weight"].sum(1, keepdim=True), atol=1e-6)
+
+
+PHASES = [
+    ("reading the photos", "read_photos", "nothing was saved yet, start again with the same command"),
+    ("building the network", "build_model", "nothing was saved yet, start again"),
+    ("training", "TrainingModule.on_train_start", "nothing was saved yet, start again"),
+    ("training", "RunCallback.settle", "what was saved is kept, go on with: cmtvision train"),
+    ("evaluating the final network", "evaluate_samples", "what was saved is kept, go on with: "),
+]
+
+
+@pytest.mark.parametrize(("phase", "place", "advice"), PHASES)
+def test_ctrl_c_at_any_moment_is_one_line_and_its_advice_works(photos, tmp_path, monkeypatch, phase, place, advice):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    module = sys.modules["cmtvision.engine.fit"]  # the name in the package is the function
+    owner, _, name = place.rpartition(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(module, owner) if owner else module, name, stopped)
+        with pytest.raises(TrainingInterrupted, match=f"stopped by Ctrl-C while {phase}; {advice}"):
+            fit(recipe("schedule.epochs=1"), photos, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done = fit(recipe("schedule.epochs=1"), photos, tmp_path / "run", resume="go on" in advice)
+    assert done.epochs == 1
+
+
+def parts(out):
+    found = {"train": set(), "val": set(), "test": set()}
+    for row in csv.DictReader((out / "split.csv").read_text().splitlines()):
+        found[row["split"]].add(row["path"])
+    return found
+
+
+def test_a_resumed_run_keeps_its_own_split_whatever_rule_would_choose_now(photos, tmp_path, monkeypatch):
+    import cmtvision.data.readers as readers
+
+    chosen, out = recipe(*RANDOM), tmp_path / "run"
+    rule = readers.held_out
+    moved = write_photos(tmp_path / "moved:here")
+    with monkeypatch.context() as patch:  # as an earlier version chose
+        patch.setattr(readers, "held_out", lambda names, labels, share, seed: rule(names, labels, share, seed + 1))
+        fit(chosen, photos, tmp_path / "whole")
+        from cmtvision.engine.progress import ProgressView
+
+        patch.setattr(ProgressView, "step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(TrainingInterrupted):
+            fit(chosen, photos, out)
+    before = parts(out)
+    result = fit(chosen, moved, out, resume=True)
+    assert parts(out) == before != parts_of(moved)
+    assert result.evaluation.num_images == 12
+    assert {photo.path.relative_to(moved).as_posix() for photo in result.evaluation.predictions} == before["val"]
+    whole, resumed = (read_state_dict(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert json.loads((out / "run.json").read_text())["data"] == str(moved)
+    new = moved / "disc" / "99.png"
+    new.write_bytes((moved / "disc" / "00.png").read_bytes() + b" ")
+    fit(recipe(*RANDOM, "schedule.epochs=3"), moved, out, resume=True, accept_changed_data=True)
+    after = parts(out)
+    assert before["val"] == after["val"] - {"disc/99.png"}
+    assert before["train"] == after["train"] - {"disc/99.png"}
+
+
+def parts_of(photos):
+    from cmtvision.data import read_dataset
+
+    index = read_dataset(photos, val_fraction=0.25)
+    return {part: {index.relative(one.path) for one in getattr(index, part)} for part in ("train", "val", "test")}
+
+
+def test_photos_that_the_data_moves_to_its_held_out_part_stay_trained_on(tmp_path):
+    data = tmp_path / "data"
+    write_photos(data / "train", per_class=12)
+    write_photos(data / "val", per_class=4, seed=1)
+    listed = [f"{photo.relative_to(data)},{photo.parent.name}" for photo in sorted(data.glob("*/*/*.png"))]
+    rows = [f"{row},{row.partition('/')[0]}" for row in listed]
+    (data / "list.csv").write_text("path,label,split\n" + "\n".join(rows))
+    fit(recipe("schedule.epochs=1"), data / "list.csv", tmp_path / "run")
+    rows[0], rows[-1] = (row.rpartition(",")[0] + f",{part}" for row, part in ((rows[0], "val"), (rows[-1], "train")))
+    (data / "list.csv").write_text("path,label,split\n" + "\n".join(rows))
+    longer = recipe("schedule.epochs=2")
+    with pytest.raises(DataError, match=r"2 photos are in another part than when this run began \(.*--accept-changed"):
+        fit(longer, data / "list.csv", tmp_path / "run", resume=True)
+    result = fit(longer, data / "list.csv", tmp_path / "run", resume=True, accept_changed_data=True)
+    assert (len(parts(tmp_path / "run")["train"]), result.evaluation.num_images) == (37, 11)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["schedule.epochs=9", "train.early_stop_patience=1", "optim.lr=1e-9"], r"stopped early, its best epoch is \d"),
+        (["schedule.epochs=9", "train.max_minutes=0.00001"], "train.max_minutes are over"),
+        (["schedule.epochs=1"], "all 1 epochs are done"),
+        (["train.max_steps=3"], "all 3 steps are done"),
+    ],
+)
+def test_a_run_that_is_over_is_not_trained_on(photos, tmp_path, settings, why):
+    out = tmp_path / "run"
+    first = fit(recipe(*settings), photos, out)
+    weights, figures = read_state_dict(out / "model.safetensors"), rows(out)
+    assert first.epochs < 9
+    said = Console(record=True, width=200, file=io.StringIO())
+    for _ in range(2):
+        second = fit(recipe(*settings), photos, out, resume=True, console=said)
+        assert second.epochs == first.epochs
+        assert second.evaluation.top1_correct == first.evaluation.top1_correct
+    kept = ("epoch", "step", "train_loss", "val_loss", "val_top1")
+    assert [[row[key] for key in kept] for row in rows(out)] == [[row[key] for key in kept] for row in figures]
+    after = read_state_dict(out / "model.safetensors")
+    assert all(torch.equal(weights[key], after[key]) for key in weights)
+    assert len(re.findall(rf"the run is finished \({why}\)", said.export_text())) == 2
+
+
+def test_what_is_refused_leaves_the_run_before_as_it_was(photos, tmp_path):
+    out = tmp_path / "run"
+    fit(recipe("schedule.epochs=1"), photos, out)
+    before = {file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    other = write_photos(tmp_path / "two", 4)
+    shutil.rmtree(next(other.iterdir()))
+    fit(recipe("schedule.epochs=1"), other, tmp_path / "teacher")
+    wrong = recipe("distill.teacher=cmt_nano", f"distill.weights={tmp_path / 'teacher'}")
+    with pytest.raises(ConfigError, match="classes"):
+        fit(wrong, photos, out, overwrite=True)
+    assert {file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_an_epoch_survives_a_held_out_photo_that_can_no_longer_be_read(photos, tmp_path, monkeypatch):
+    from cmtvision.data import read_dataset
+    from cmtvision.engine.callbacks import RunCallback
+
+    chosen, data, out = recipe(*RANDOM), write_photos(tmp_path / "data"), tmp_path / "run"
+    fit(chosen, data, tmp_path / "whole")
+    lost = read_dataset(data, val_fraction=0.25).val[5].path
+    content, settle = lost.read_bytes(), RunCallback.settle
+
+    def damaged(self, *args):
+        if self._pending is not None and self._pending["row"]["epoch"] == 0:
+            lost.write_bytes(content[:40])
+        settle(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCallback, "settle", damaged)
+        with pytest.raises(DataError, match=lost.name):
+            fit(chosen, data, out)
+    assert (out / "checkpoints" / "last.ckpt").is_file()
+    lost.write_bytes(content)
+    fit(chosen, data, out, resume=True)
+    kept = ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1")
+    wanted, got = ([[row[key] for key in kept] for row in rows(tmp_path / name)] for name in ("whole", "run"))
+    assert got == wanted
+    whole, resumed = (read_state_dict(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_thin_photo_among_the_held_out_trains(tmp_path):
+    data = write_photos(tmp_path / "data")
+    for photo in sorted((data / "disc").iterdir()):
+        with Image.open(photo) as picture:
+            picture.resize((1400, 1)).save(photo)
+    assert fit(recipe("schedule.epochs=1", "model.img_size=224"), data, tmp_path / "run").evaluation.num_images == 12
+
+
+def test_two_runs_never_share_a_folder(photos, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "run"
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom cmtvision.engine.run_folder import alone_in\n"
+        "with alone_in(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        for resume in ("auto", False):
+            with pytest.raises(ConfigError, match="another process is at work in it"):
+                fit(recipe("schedule.epochs=1"), photos, out, resume=resume)
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    fit(recipe("schedule.epochs=1"), photos, out)  # a kill frees it
+    assert not (out / ".lock").exists()
+    with pytest.raises(DataError, match="no such folder"):
+        fit(recipe(), tmp_path / "absent", tmp_path / "gone" / "run")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_overwriting_a_run_takes_its_exports_and_nothing_else(photos, tmp_path):
+    out = tmp_path / "run"
+    fit(recipe("schedule.epochs=1"), photos, out)
+    export(out, "torch", images=photos / "disc", num_images=2)
+    mixed = export(out, "torch", out / "exports" / "mine", images=photos / "disc", num_images=2).folder
+    (mixed / "notes.txt").write_text("mine")
+    (out / "exports" / "thoughts").mkdir()
+    (out / "exports" / "thoughts" / "model.json").write_text("{}")
+    (out / "checkpoints" / ".writing.ckpt").write_bytes(b"half")
+    (out / "notes.txt").write_text("mine")
+    fit(recipe("schedule.epochs=1"), photos, out, overwrite=True)
+    left = {path.relative_to(out / "exports").as_posix() for path in (out / "exports").rglob("*") if path.is_file()}
+    assert left == {"mine/notes.txt", "thoughts/model.json"}
+    assert not (out / "checkpoints" / ".writing.ckpt").exists()
+    assert (out / "notes.txt").read_text() == "mine"

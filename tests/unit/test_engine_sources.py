@@ -1,6 +1,8 @@
 """Whole runs on data that is not a folder of class folders: several labels a photo, shards, and a teacher."""
 
+import os
 import shutil
+import tarfile
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cmtvision.engine import MultiLabelEvaluation, TrainingInterrupted, evaluate
 from cmtvision.engine.callbacks import RunCallback
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import load_recipe
+from cmtvision.report import write_report
 from cmtvision.weights import read_state_dict
 
 
@@ -53,6 +56,28 @@ def test_several_labels_a_photo_from_training_to_prediction(labelled, photos, tm
     probabilities = dict(predicted.top)
     assert sum(probabilities.values()) != pytest.approx(1.0, abs=1e-3)  # each a yes or no of its own
     assert set(predicted.labels) == {name for name, share in probabilities.items() if share >= 0.5}
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_what_was_trained_is_evaluated_whatever_its_names_are(as_tar, tmp_path):
+    """Names with spaces, a line end and bytes that are no UTF-8; in a tar with ./ in front of each."""
+    root = write_photos(tmp_path / os.fsdecode(b"caf\xe9"), per_class=8)
+    (root / "disc").rename(root / os.fsdecode(b" disc\xff"))
+    for folder in list(root.iterdir()):
+        for number, name in enumerate((b" a.png", b"a\nb.png", b"\xfe.png", b'"a,b.png')):
+            (folder / f"{number:02}.png").rename(folder / os.fsdecode(name))
+    if as_tar:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for folder in sorted(root.iterdir()):
+                tar.add(folder, f"./{folder.name}")
+    data = tmp_path / "x.tar" if as_tar else root
+    result = fit(recipe(), data, tmp_path / "run")
+    again = evaluate(tmp_path / "run", data)
+    assert again.to_dict() == result.evaluation.to_dict()
+    assert sum(map(sum, again.confusion.tolist())) == again.num_images > 0
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "moved or damaged" not in page
+    assert "disc\\udcff" in page
 
 
 def test_one_label_losses_and_several_labels_do_not_mix():

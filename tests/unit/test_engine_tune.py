@@ -139,6 +139,30 @@ def test_folders_photos_and_a_second_search_in_the_way(photos, tmp_path):
         tune(recipe, [], moved, out, trials=2, resume=True)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_search_goes_on_where_its_folder_was_renamed(shared, photos, tmp_path):
+    recipe, out = recipe_of("model.weights=nowhere.safetensors"), tmp_path / "search"
+    storage = f"sqlite:///{tmp_path / 'shared.db'}" if shared else None
+    with pytest.raises(ConfigError, match="none of 1 trials"):
+        tune(recipe, parse_space(SPACE), photos, out, trials=1, storage=storage)
+    study = studies.open_study(storage or f"sqlite:///{out / 'study.db'}", "search", "median", resume=True)
+    torn, _ = studies.propose(study, parse_space(SPACE), 0, str(out.resolve()))  # a kill in mid-trial leaves it running
+    moved = out.rename(tmp_path / "renamed")
+    plan = json.loads((moved / "tune.json").read_text())
+    for twice in (2, 3):
+        with pytest.raises(ConfigError, match=f"none of {twice} trials"):
+            tune(recipe, [], photos, moved, trials=twice, resume=True, storage=storage)
+        # a search of an earlier version, which wrote down neither its name nor its place, goes on in its own study.db
+        if not shared:
+            old = {key: value for key, value in plan.items() if key not in ("study", "folder")}
+            (moved / "tune.json").write_text(json.dumps(old))
+    states = {
+        int(row["trial"]): row["state"] for row in csv.DictReader((moved / "trials.csv").read_text().splitlines())
+    }
+    assert states[torn.number] == "interrupted"
+    assert not out.exists()
+
+
 def test_unknown_models_and_storages_are_refused_before_training(photos, tmp_path):
     with pytest.raises(ConfigError, match="did you mean cmt_nano"):
         tune(recipe_of(), parse_space(["model.name=cmt_nano,cmt_nanoo"]), photos, tmp_path / "a", trials=1)
@@ -149,14 +173,15 @@ def test_unknown_models_and_storages_are_refused_before_training(photos, tmp_pat
 def test_trials_are_compared_on_training_photos_only(photos, tmp_path):
     """Photos that the data holds out itself are the ones to measure with later; choosing by them would spoil them."""
     root = tmp_path / "own"
-    for name in ("train", "val"):
+    for name in ("train", "val", "test"):
         shutil.copytree(photos, root / name)
     recipe = recipe_of()
     whole = read_dataset(root)
     chosen = held_out_of_training(whole, recipe)
-    assert {sample.path for sample in chosen.samples} == {sample.path for sample in whole.train}
+    assert {sample.path for sample in [*chosen.train, *chosen.val]} == {sample.path for sample in whole.train}
+    assert chosen.test == whole.test  # kept for later, and looked at by nobody
     assert not {sample.path for sample in chosen.train} & {sample.path for sample in chosen.val}
-    assert [val for _, val in chosen.class_counts().values()] == [2, 2, 2]  # a quarter of eight
+    assert all(1 <= val <= 7 for _, val in chosen.class_counts().values())  # about a quarter of eight
     again = held_out_of_training(whole, recipe)
     assert again == chosen
     other = held_out_of_training(whole, recipe_of("data.split_seed=1"))

@@ -13,7 +13,7 @@ TRANSFER = {  # data set of torchvision, the paper's accuracy for CMT-S, photos
     "cifar10": ("CIFAR10", 99.2, 50_000),
     "cifar100": ("CIFAR100", 91.7, 50_000),
     "cars": ("StanfordCars:FOLDER", 94.4, 8_144),
-    "flowers": ("Flowers102", 98.7, 2_040),
+    "flowers": ("Flowers102", 98.7, 1_020),
     "pets": ("OxfordIIITPet", 95.2, 3_680),
 }
 
@@ -67,7 +67,9 @@ def test_transfers_name_their_data_and_the_papers_accuracy_and_their_own_choice_
     assert (int(said[2].replace(",", "")), int(said[3])) == (photos, recipe.schedule.epochs)
     assert float(said[1]) == pytest.approx(6 * 4.032e9 * photos * recipe.schedule.epochs, rel=0.02)
     assert (recipe.model.name, recipe.model.img_size, recipe.model.weights) == ("cmt_s", None, "pretrained")
-    assert recipe.train.early_stop_patience is None  # what is held out is the test set: nothing is chosen by it
+    assert recipe.train.early_stop_patience is None
+    assert (recipe.data.val_fraction == 0) == (name != "flowers")  # the photos above are all trained on
+    assert f"#   cmtvision eval RUN torchvision:{data} --split test" in comment.splitlines()
     assert recipe.optim.layer_decay == load_recipe("finetune").optim.layer_decay < 1
 
 

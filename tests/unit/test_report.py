@@ -16,6 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from cmtvision.artefact import Artefact, load, write_artefact
+from cmtvision.artefact.confusion import Confusion
 from cmtvision.data import Preprocess, read_dataset
 from cmtvision.engine.multilabel import multilabel_evaluation
 from cmtvision.errors import CheckpointError, DataError
@@ -308,9 +309,9 @@ def test_wilson_interval_against_published_values():
 
 
 def test_classes_without_images_have_no_recall():
-    rows = class_rows(["a", "b"], np.array([[2, 0], [0, 0]]))
+    rows = class_rows(["a", "b"], Confusion.from_json([[2, 0], [0, 0]], 2))
     assert (rows[1].name, rows[1].recall, rows[1].precision) == ("b", None, None)
-    assert confused_pairs(["a", "b"], np.array([[2, 0], [0, 0]]), 5) == []
+    assert confused_pairs(["a", "b"], Confusion.from_json([[2, 0], [0, 0]], 2), 5) == []
 
 
 def test_curves_skip_epochs_that_were_not_evaluated():

@@ -45,6 +45,7 @@ def test_points_stand_at_intensity_and_rate_under_their_roofs(record):
     assert slope.get_ydata()[1] / slope.get_xdata()[1] == pytest.approx(10)  # GB/s
     assert (fp32.get_xdata()[0], fp32.get_ydata()[0]) == pytest.approx((20, 200))  # where slope and roof meet
     assert bf16.get_ydata()[0] == pytest.approx(1000)
+    assert "memory 10.0 GB/s" in two.get_xlabel()
     for axes, texts in ((one, {"openvino b1"}), (two, {"eager b1", "fused b8"})):
         assert texts <= {text.get_text() for text in axes.texts}
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
@@ -52,6 +53,18 @@ def test_points_stand_at_intensity_and_rate_under_their_roofs(record):
             x, y = found.get_offsets()[0]
             assert left < x < right
             assert low < y < high
+
+
+def test_the_roof_begins_at_the_slope_of_the_caches(record):
+    for row in record["limits"]:
+        row["cache"] = {"median": 5e10, "min": 5e10, "max": 5e10}
+    _, two = draw_roofline(record).axes
+    caches, memory, fp32, _ = two.lines
+    assert [line.get_ydata()[1] / line.get_xdata()[1] for line in (caches, memory)] == pytest.approx([50, 10])
+    assert (fp32.get_xdata()[0], fp32.get_ydata()[0]) == pytest.approx((4, 200))  # where the higher slope meets it
+    assert caches.get_linestyle() != memory.get_linestyle()
+    assert two.get_xlim()[1] >= memory.get_xdata()[1]
+    assert "caches 50.0 GB/s; slope: memory 10.0 GB/s" in two.get_xlabel()
 
 
 def test_files(record, tmp_path):

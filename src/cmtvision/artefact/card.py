@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.errors import CheckpointError, DataError
+from cmtvision.models.weight_sources import loader_arguments
 
 Task: TypeAlias = Literal["single-label", "multi-label"]
 RuntimeName: TypeAlias = Literal["onnx", "openvino", "torch"]
@@ -26,6 +27,8 @@ CARD_FILE = "model.json"
 MAX_CARD_BYTES = 10_000_000
 MAX_EXPORT_BYTES = 8_000_000_000
 MAX_EXPORT_FILES = 16
+MAX_NUMBER = 65_536
+MAX_VALUES = 1_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ExportBlock:
         opset: of an ONNX graph.
         preprocess_inside: the input is uint8 pixels (B, H, W, C); scale, normalisation and layout are in the graph.
         compiled: native code in a .pt2 package rather than a graph.
+        instructions: the instruction sets that native code may use, by Linux's names.
         verification: what was measured against the model it was made from.
     """
 
@@ -53,6 +57,7 @@ class ExportBlock:
     opset: int | None = None
     preprocess_inside: bool = False
     compiled: bool = False
+    instructions: tuple[str, ...] = ()
     verification: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -86,12 +91,13 @@ class ExportBlock:
             opset=None if block.get("opset") is None else int(block["opset"]),
             preprocess_inside=bool(block.get("preprocess_inside", False)),
             compiled=bool(block.get("compiled", False)),
+            instructions=tuple(map(str, block.get("instructions", ()))),
             verification=None if block.get("verification") is None else dict(block["verification"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON block."""
-        return {**vars(self), "img_size": list(self.img_size)}
+        return {**vars(self), "img_size": list(self.img_size), "instructions": list(self.instructions)}
 
     def check_files(self, folder: Path) -> None:
         """Compare the files with their SHA-256. Raises CheckpointError for a missing, huge or changed one."""
@@ -152,7 +158,7 @@ class Card:
         try:
             found = cls(
                 architecture=str(card["architecture"]),
-                arguments=dict(card["arguments"]),
+                arguments=_checked_arguments(dict(card["arguments"])),
                 classes=[str(name) for name in card["classes"]],
                 preprocess=Preprocess.from_dict(card["preprocess"]),
                 metrics=dict(card.get("metrics", {})),
@@ -233,6 +239,26 @@ def _writer(card: Mapping[str, Any]) -> str:
         if known
         else ("install the version that wrote it")
     )
+
+
+def _checked_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A network's arguments as a recipe can give them: plain values, or flat lists of them. Raises ValueError else.
+
+    A card may come from anywhere. What names a source of weights would fetch it, and a number without bounds would
+    fill the memory before anything could be compared with the weights beside the card.
+    """
+    refused = loader_arguments(arguments)
+    if refused:
+        raise ValueError(f"argument {refused[0]!r} says where weights come from; a model's own stand beside its card")
+    for key, value in arguments.items():
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, bool | int | float | str | None):
+                raise ValueError(f"argument {key!r}: got {str(item)[:60]}, expected a plain value or a list of them")
+            if isinstance(item, int | float) and not abs(item) <= MAX_NUMBER:
+                raise ValueError(f"argument {key!r}: got {item}, expected at most {MAX_NUMBER:,}")
+        if isinstance(value, list) and len(value) > MAX_VALUES:
+            raise ValueError(f"argument {key!r}: {len(value)} values, expected at most {MAX_VALUES}")
+    return arguments
 
 
 def _is_plain(name: str) -> bool:

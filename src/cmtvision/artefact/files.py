@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cmtvision.artefact.card import CARD_FILE, Card, ExportBlock, Task, read_card, sha256_of
 from cmtvision.data.preprocess import Preprocess
-from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.errors import CheckpointError, ConfigError, one_line
 from cmtvision.models import create_model
 from cmtvision.weights import read_state_dict, write_safetensors
 from cmtvision.weights.files import atomic_write
@@ -33,6 +34,11 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.safetensors"
+_MAKERS = {
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye,
+}  # fmt: skip
+_TIMES, _ROOM = 4, 1 << 25
+"""How many values a network may need while it is made: so many times its weights, and buffers that no file holds."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,13 @@ def write_export_card(folder: Path, source: Artefact | Card | Mapping[str, Any],
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises CheckpointError where the disk refuses it."""
-    atomic_write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    """Write a text file, whole or not at all; bytes of a file's name that are no UTF-8 are spelled ``\\udcXX``.
+
+    Raises:
+        CheckpointError: the disk refuses it.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    atomic_write(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def read_artefact(folder: str | Path) -> Artefact:
@@ -134,12 +145,10 @@ def read_artefact(folder: str | Path) -> Artefact:
         raise CheckpointError(
             f"{folder}: an export for {card.export.runtime}, without the network's weights; give the run it comes from"
         )
+    state = read_state_dict(folder / MODEL_FILE)
+    model = _network(card, sum(value.numel() for value in state.values()), folder)
     try:
-        model = create_model(card.architecture, num_classes=len(card.classes), **constructor_arguments(card.arguments))
-        state = read_state_dict(folder / MODEL_FILE)
         model.load_state_dict(state)
-    except (TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
     except RuntimeError as error:
         raise CheckpointError(
             f"{folder}: {MODEL_FILE} does not fit the architecture {card.architecture!r} of {CARD_FILE}; "
@@ -174,6 +183,62 @@ def _write_card(folder: Path, card: Card) -> None:
     write_text(folder / CARD_FILE, json.dumps(card.to_dict(), indent=2) + "\n")
 
 
-def constructor_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The card's arguments as the network's constructor takes them: JSON has lists where it has tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+def constructor_arguments(card: Card) -> dict[str, Any]:
+    """A card's arguments as its network's constructor takes them: JSON has lists where it has tuples.
+
+    Raises:
+        ConfigError: a network that is described elsewhere, so that making it would ask the network or another folder.
+    """
+    if not card.architecture.replace(".", "_").isidentifier():
+        raise ConfigError(
+            f"architecture {card.architecture[:100]!r} is no name of a model in timm, and what it may stand for "
+            "elsewhere is not fetched; write the model's name there, such as 'resnet18'"
+        )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in card.arguments.items()}
+
+
+def _network(card: Card, elements: int, folder: Path) -> Any:
+    """The card's network with random values, made in no more memory than its weights explain.
+
+    Raises:
+        CheckpointError: no such network, or arguments that it does not take.
+    """
+    try:
+        with _Bounded(_ROOM + _TIMES * elements):
+            return create_model(card.architecture, num_classes=len(card.classes), **constructor_arguments(card))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
+    except _TooLargeError:
+        raise CheckpointError(
+            f"{folder}: the network of {CARD_FILE} is larger than its weights in {MODEL_FILE}, {elements:,} values; "
+            "take both files from one run"
+        ) from None
+    except Exception as error:  # constructors meet senseless values with any error
+        raise CheckpointError(
+            f"{folder / CARD_FILE}: {card.architecture} cannot be made with {card.arguments}: {one_line(error)}"
+        ) from error
+
+
+class _TooLargeError(Exception):
+    """More values than there is room for."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Counts the values of the tensors that are made, and raises _TooLargeError in front of one too many."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch.overrides: called for every function of torch."""
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            shape_only = {key: value for key, value in kwargs.items() if key in ("size", "dtype", "fill_value", "end")}
+            try:
+                self.room -= func(*args, **shape_only, device="meta").numel()
+            except RuntimeError as error:  # more than an address space, or senseless; either way not to be made
+                raise _TooLargeError from error
+            if self.room < 0:
+                raise _TooLargeError
+        return func(*args, **kwargs)

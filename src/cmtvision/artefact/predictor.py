@@ -1,8 +1,10 @@
 """Images in, labels out: a trained model behind one small interface, whatever runs it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -13,8 +15,8 @@ from cmtvision.artefact.files import MODEL_FILE, Artefact, read_artefact, read_c
 from cmtvision.artefact.pixels import PixelInput
 from cmtvision.artefact.runtime_torch import NetworkRuntime, set_threads
 from cmtvision.artefact.runtimes import Runtime, check_options, open_runtime
-from cmtvision.data import ImageSource, Preprocess
-from cmtvision.errors import CheckpointError
+from cmtvision.data import ImageSource, Preprocess, each_image
+from cmtvision.errors import CheckpointError, ConfigError
 
 __all__ = ["THRESHOLD", "Prediction", "Predictor", "load", "pick_device"]
 
@@ -79,37 +81,59 @@ class Predictor:
             )
         return self._artefact
 
-    def logits(self, images: Sequence[ImageSource]) -> torch.Tensor:
-        """Logits (len(images), classes), float32, on the CPU, of one batch.
+    def logits(self, images: ImageSource | Iterable[ImageSource]) -> torch.Tensor:
+        """Logits (images, classes), float32, on the CPU, of one batch; images as ``predict`` takes them.
 
         Raises:
             DataError: an image that cannot be read, by name.
         """
-        return self.forward(torch.from_numpy(np.stack([self.inputs(image) for image in images])))
+        inputs = [self.inputs(image) for image in each_image(images)]
+        return self.forward(torch.from_numpy(np.stack(inputs))) if inputs else torch.zeros(0, len(self.classes))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes), float32, on the CPU, of a batch of ``inputs``: (B, C, H, W), or pixels (B, H, W, C)."""
         return torch.from_numpy(self.runtime(batch.detach().cpu().numpy()))
 
-    def predict(self, images: Iterable[ImageSource], top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
-        """Predict any number of images: paths, bytes, PIL images or arrays.
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], top_k: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Predict any number of images.
+
+        Args:
+            images: a list, or anything else that gives one image after another: paths, bytes, open files, PIL images,
+                arrays or tensors, as ``cmtvision.data.open_image`` reads them. One image alone is a list of one; an
+                array (N, H, W, C) or a tensor (N, C, H, W) is N images, any of two or three dimensions is one.
+            top_k: how many classes to name for each image, at least 1; all where there are fewer.
+            batch_size: images computed at a time, at least 1.
 
         Raises:
-            DataError: an image that cannot be read, by name.
+            DataError: an image that cannot be read, by name, or no images at all but something else.
+            ConfigError: top_k or batch_size below 1.
         """
         return list(self.stream(images, top_k, batch_size))
 
-    def stream(self, images: Iterable[ImageSource], top_k: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    def stream(
+        self, images: ImageSource | Iterable[ImageSource], top_k: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction]:
         """Like predict, one prediction after another, holding one batch in memory."""
-        for batch in _batched(images, batch_size):
-            yield from self.decide(self.logits(batch), top_k)
+        batches = _batched(each_image(images), _at_least_one("batch_size", batch_size))
+        top_k = _at_least_one("top_k", top_k)
+        return (found for batch in batches for found in self.decide(self.logits(batch), top_k))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) as probabilities: softmax, or of a multi-label model each class's sigmoid."""
         return logits.sigmoid() if self.task == "multi-label" else logits.softmax(dim=1)
 
     def decide(self, logits: torch.Tensor, top_k: int = 5) -> list[Prediction]:
-        """What logits (B, classes) say, image by image."""
+        """What logits (B, classes) say, image by image.
+
+        Raises:
+            ConfigError: a top_k below 1.
+            CheckpointError: logits that are no numbers.
+        """
+        top_k = _at_least_one("top_k", top_k)
+        if not bool(torch.isfinite(logits).all()):
+            raise CheckpointError("the model gives logits that are no numbers; its weights or its card are damaged")
         found = []
         for probabilities in self.probabilities(logits):
             wanted = max(top_k, int((probabilities >= THRESHOLD).sum()))  # all that a multi-label model decides for
@@ -146,6 +170,16 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, str
         set_threads(threads)
         return Predictor(read_artefact(folder), device)
     return Predictor(card, runtime=open_runtime(folder, raw, device, threads, streams))
+
+
+def _at_least_one(name: str, value: SupportsIndex) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1")
+    return number
 
 
 def _batched(images: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:

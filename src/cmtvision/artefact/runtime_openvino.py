@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from cmtvision.artefact.card import Card
-from cmtvision.artefact.runtimes import Batch, Logits, check_shapes, openvino_core
-from cmtvision.artefact.threads import default_threads
+from cmtvision.artefact.runtimes import Batch, Logits, arithmetic_of, check_shapes, openvino_core
 from cmtvision.errors import CheckpointError, ConfigError, first_line
+from cmtvision.machine import default_threads, onednn_lacks_bf16, saturates_int8
 
 MAX_COMPILED = 6  # each holds the weights once more
 _MAX_FILL = 4  # a first batch of an unknown size runs in a graph for at most so many times its images
-# on its own OpenVINO takes bf16 or f16 where the hardware is fast at it, whatever the file says
+# on its own OpenVINO takes bf16 or f16 where the hardware is fast at it, whatever the file says; and for f16 where a
+# processor has none, it takes bf16, which is eight times as coarse
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
@@ -40,12 +41,13 @@ class OpenVinoRuntime:
         self.core = openvino_core(str(folder))
         self._target = _target(device, self.core.available_devices)
         self.precision = card.export.precision
+        self.arithmetic = arithmetic_of(self.precision, capabilities(self.core, self._target))
         self.device = self._target.lower()
         self.streams = streams or 1
         self.settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": str(self.streams),
-            "INFERENCE_PRECISION_HINT": _hint(self.precision),
+            **arithmetic_settings(self.precision, self.arithmetic),
         }
         if self._target == "CPU":
             self.settings["INFERENCE_NUM_THREADS"] = threads or default_threads()
@@ -112,6 +114,27 @@ class OpenVinoRuntime:
         return wanted
 
 
+def capabilities(core: Any, target: str) -> set[str]:
+    """What a device of OpenVINO ('CPU', 'GPU') computes in, of 'fp32', 'fp16', 'bf16', 'int8', ...
+
+    A processor whose 8-bit products saturate is not taken to compute in int8: the model would decide otherwise there.
+    """
+    found = {str(name).lower() for name in core.get_property(target, "OPTIMIZATION_CAPABILITIES")}
+    if target == "CPU":
+        found -= {"int8"} if saturates_int8() else set()
+        found -= {"bf16", "fp16"} if onednn_lacks_bf16() else set()  # OpenVINO asks the processor, not its oneDNN
+    return found
+
+
+def arithmetic_settings(precision: str, arithmetic: str) -> dict[str, str]:
+    """OpenVINO's settings for a file of a precision to be computed in an arithmetic."""
+    rest = next((hint for name, hint in HINTS.items() if name in arithmetic.split("-")), HINTS["fp32"])
+    settings = {"INFERENCE_PRECISION_HINT": rest}
+    if "int8" in precision.split("-") and not arithmetic.startswith("int8"):
+        settings["LP_TRANSFORMS_MODE"] = "NO"  # roundings stay what they are, and what is between them is rest
+    return settings
+
+
 def _target(device: str, available: list[str]) -> str:
     if device in ("auto", "cpu"):
         return "CPU"
@@ -121,11 +144,6 @@ def _target(device: str, available: list[str]) -> str:
     if not any(name == wanted or name.startswith(f"{wanted}.") for name in available):
         raise ConfigError(f"device {device!r}: OpenVINO finds {', '.join(name.lower() for name in available)} here")
     return wanted
-
-
-def _hint(precision: str) -> str:
-    """The type of what is not quantised: 'fp32', 'int8-bf16' and 'int8' (with an fp32 rest)."""
-    return next((hint for name, hint in HINTS.items() if name in precision.lower()), "f32")
 
 
 def _filled(part: Batch, size: int) -> Batch:

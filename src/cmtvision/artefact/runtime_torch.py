@@ -15,6 +15,7 @@ from cmtvision.artefact.card import MAX_CARD_BYTES, Card
 from cmtvision.artefact.devices import pick_device
 from cmtvision.artefact.runtimes import Batch, Logits, Runtime, check_shapes, input_of
 from cmtvision.errors import CheckpointError, ConfigError, first_line
+from cmtvision.machine import default_threads, instruction_sets
 
 _NATIVE = "data/aotinductor/"
 _CONFIG = "_config.json"
@@ -28,7 +29,7 @@ class NetworkRuntime:
     """
 
     name = "torch"
-    precision = "fp32"
+    precision = arithmetic = "fp32"
 
     def __init__(self, network: nn.Module, device: str, threads: int | None = None) -> None:
         self.device = pick_device(device)
@@ -50,6 +51,7 @@ class ProgramRuntime:
 
     def __init__(self, program: Callable[[torch.Tensor], Any], device: str, precision: str) -> None:
         self.program, self.device, self.precision = program, device, precision
+        self.arithmetic = precision  # the graph's own operations
 
     def __call__(self, batch: Batch) -> Logits:
         """Logits (B, classes) of a batch."""
@@ -69,9 +71,10 @@ def open_pt2(folder: Path, card: Card, device: str, threads: int | None) -> Runt
 
 
 def set_threads(threads: int | None) -> None:
-    """Set the threads of PyTorch, which are those of the whole process."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Set the threads of PyTorch, which are those of the whole process; None keeps to what it may use."""
+    if threads is None and torch.get_num_threads() <= default_threads():  # PyTorch knows no container's quota
+        return
+    torch.set_num_threads(threads or default_threads())
 
 
 def _open_graph(path: Path, card: Card, device: str) -> Runtime:
@@ -96,6 +99,12 @@ def _open_graph(path: Path, card: Card, device: str) -> Runtime:
 
 def _open_compiled(path: Path, card: Card, device: str) -> Runtime:
     assert card.export is not None
+    lacking = sorted(set(card.export.instructions) - set(instruction_sets()))
+    if lacking:  # the first such instruction would end the process
+        raise CheckpointError(
+            f"{path}: native code for a processor with {', '.join(lacking)}, which this one lacks; "
+            "compile it on this machine, or export without --compile"
+        )
     try:
         package = torch._inductor.aoti_load_package(str(path))
         built_for = str(package.get_metadata().get("AOTI_DEVICE_KEY", "cpu"))

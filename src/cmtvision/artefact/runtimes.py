@@ -4,8 +4,9 @@ A .pt2 file is a program: a compiled package is native code, and even a graph is
 stand in it. Open only .pt2 files that you trust. The other kinds are data.
 """
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -20,6 +21,7 @@ Batch: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 Logits: TypeAlias = npt.NDArray[np.float32]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 """ONNX Runtime's name for NVIDIA's GPUs."""
+_log = logging.getLogger(__name__)
 
 
 class Runtime(Protocol):
@@ -27,12 +29,14 @@ class Runtime(Protocol):
 
     Attributes:
         name: 'torch', 'onnx' or 'openvino'.
-        precision: of its arithmetic: 'fp32', 'bf16' ...
+        precision: that the model's file was made for: 'fp32', 'bf16', 'int8' ...
+        arithmetic: what it computes in here. A processor without fp16 or bf16 computes such a model in 'fp32'.
         device: where it computes: 'cpu', 'cuda:0' ...
     """
 
     name: str
     precision: str
+    arithmetic: str
     device: str
 
     def __call__(self, batch: Batch) -> Logits:
@@ -49,6 +53,7 @@ class Checked:
 
     def __init__(self, runtime: Runtime, card: Card) -> None:
         self.name, self.precision, self.device = runtime.name, runtime.precision, runtime.device
+        self.arithmetic = runtime.arithmetic
         self.runtime = runtime
         self._shape, self._dtype = input_of(card)
         self._classes = len(card.classes)
@@ -67,6 +72,28 @@ class Checked:
                 f"classes; {CARD_FILE} is of another model"
             )
         return logits
+
+
+def arithmetic_of(precision: str, available: Collection[str]) -> str:
+    """What a model of a precision is computed in.
+
+    Args:
+        precision: an export's: 'bf16', or 'int8-bf16', which is 8 bits with a rest in bf16. 'int8-weights' has floating
+            point arithmetic throughout.
+        available: of 'fp16', 'bf16' and 'int8', what the device computes in; else it is fp32.
+    """
+    parts = precision.split("-")
+    rest = next((part for part in parts if part in ("fp16", "bf16") and part in available), "fp32")
+    if "int8" not in parts or "weights" in parts or "int8" not in available:
+        return rest
+    return "int8" if rest == "fp32" else f"int8-{rest}"
+
+
+def in_words(runtime: Runtime) -> str | None:
+    """A line for who asked for less precise arithmetic than there is here; None where all is as asked for."""
+    if runtime.arithmetic == arithmetic_of(runtime.precision, ("fp16", "bf16", "int8")):
+        return None
+    return f"{runtime.precision} model computed in {runtime.arithmetic}: {runtime.name} has nothing else on this device"
 
 
 def open_runtime(
@@ -99,7 +126,11 @@ def open_runtime(
 
         return NetworkRuntime(read_artefact(folder).model, device, threads)
     parsed.export.check_files(folder)
-    return Checked(_open_export(folder, parsed, device, threads, streams), parsed)
+    opened = Checked(_open_export(folder, parsed, device, threads, streams), parsed)
+    remark = in_words(opened)
+    if remark is not None:
+        _log.info("%s: %s", folder, remark)
+    return opened
 
 
 def input_of(card: Card) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -5,11 +5,11 @@ A form is a network as one runtime runs it: in a precision, on so many threads. 
     FLOP/s    = 2 * MACs * images/s
     bytes     = weights once a pass + 2 * activations an image (written and read) + the image itself
     intensity = FLOPs / bytes of a pass
-    roof      = min(matrix products, intensity * memory copy)       (all in one run on as many threads)
+    roof      = min(matrix products, intensity * caches)            (all in one run on as many threads)
 
 Activations are the outputs of convolutions and matrix products, those of attention included: what a runtime that fuses
-everything between two products still has to move, unless caches hold it. MACs and activations are those of the network
-as it is written down, whatever a runtime makes of them.
+everything between two products still has to move, from caches at the best. MACs and activations are those of the
+network as it is written down, whatever a runtime makes of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,6 +109,11 @@ def timing_facts(samples: Samples, batch: int) -> dict[str, Any]:
     }
 
 
+def kind_of(precision: str) -> str:
+    """The products that limit a precision: autocast's are bfloat16's."""
+    return "bf16" if precision == "amp" else precision
+
+
 def limit_facts(
     images_per_second: float, work: Work, batch: int, precision: str, limits: Mapping[str, float]
 ) -> dict[str, float | None]:
@@ -119,15 +124,16 @@ def limit_facts(
         work: of one image.
         batch: images of a pass.
         precision: a key of ``BYTES``.
-        limits: of the same threads: FLOP/s of matrix products by precision, and 'copy' in bytes/s.
+        limits: of the same threads: FLOP/s of matrix products by precision; 'cache' in bytes/s, and 'copy', of memory,
+            which counts where caches were not measured.
     """
     moved = work.bytes_moved(batch, precision)
     rate = None if work.macs is None else work.macs * images_per_second
     flops = None if rate is None else 2 * rate
     intensity = None if moved is None or work.macs is None else 2 * work.macs * batch / moved
-    products = limits.get("bf16" if precision == "amp" else precision)
-    copy = limits.get("copy")
-    roof = min(products, intensity * copy) if products and copy and intensity else None
+    products = limits.get(kind_of(precision))
+    moves = max((limits[name] for name in ("copy", "cache") if name in limits), default=None)
+    roof = min(products, intensity * moves) if products and moves and intensity else None
     return {
         "macs_per_second": rate,
         "flops_per_second": flops,

@@ -71,7 +71,7 @@ class Target:
             model, input_size = self.subject.shapes(img_size)
         else:
             assert self.card is not None
-            arguments, size = constructor_arguments(self.card.arguments), self.card.preprocess.size
+            arguments, size = constructor_arguments(self.card), self.card.preprocess.size
             model, input_size = build_shapes_only(self.card.architecture, size, len(self.card.classes), **arguments)
         whole = total(count(model, input_size))
         values = whole.parameters + sum(buffer.numel() for buffer in model.buffers())

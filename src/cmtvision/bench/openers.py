@@ -54,7 +54,7 @@ def images_like(input_size: tuple[int, int, int], batch: int) -> torch.Tensor:
 
 def _open_export(form: Form, file: Path, device: str, input_size: tuple[int, int, int]) -> Opened:
     from cmtvision.artefact.files import read_card
-    from cmtvision.artefact.runtimes import open_runtime
+    from cmtvision.artefact.runtimes import in_words, open_runtime
 
     card = read_card(file)
     channels, height, width = input_size
@@ -66,7 +66,7 @@ def _open_export(form: Form, file: Path, device: str, input_size: tuple[int, int
             images = (255 * images.reshape(batch, height, width, channels)).astype("uint8")  # (B, H, W, C)
         return lambda: run(images)
 
-    return Opened(prepare)
+    return Opened(prepare, in_words(run))
 
 
 def _open_network(form: Form, device: str, input_size: tuple[int, int, int]) -> Opened:

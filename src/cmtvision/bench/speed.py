@@ -1,8 +1,8 @@
 """Latency, throughput and memory of forms, in interleaved rounds, beside the machine's own limits.
 
 Targets are measured in groups that fit in memory together, a target always whole, so that what is compared with its
-eager form was timed in the same rounds. In each round every cell of a group has a turn, and so have matrix products and
-memory copy. A row says in which group it was measured.
+eager form was timed in the same rounds. In each round every cell of a group has a turn, and so have the machine's
+limits. A row says in which group it was measured.
 """
 
 import time
@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from cmtvision.bench.cells import BYTES, Samples, Work, limit_facts, times_as_fast, timing_facts
+from cmtvision.bench.cells import BYTES, Samples, Work, kind_of, limit_facts, times_as_fast, timing_facts
+from cmtvision.bench.comparison import spread
 from cmtvision.bench.forms import Form
-from cmtvision.bench.limits import COPY_BYTES, summarise
+from cmtvision.bench.limits import raise_limits, summarise
+from cmtvision.bench.products import Sizes
 from cmtvision.bench.subjects import ImgSize
 from cmtvision.bench.turns import PAUSE, Crew, FormError, Worker
 from cmtvision.engine.batch_size import free_bytes
@@ -26,7 +28,7 @@ from cmtvision.errors import one_line
 AT_LEAST = 3  # passes of a turn
 SHARE_OF_MEMORY = 0.6  # of what is free, for the processes of a group
 PROCESS_BYTES = 100e6  # of a form beyond its network; libraries are shared
-LIMIT_SECONDS = 0.3  # of each kind of limit in a round
+LIMIT_SECONDS = 0.3  # of each kind of limit in a round, but no longer than a turn
 Progress = Callable[[int, int], None]
 Phase = Callable[[str], AbstractContextManager[Progress]]
 
@@ -56,9 +58,7 @@ def measure_speed(
     phase: Phase | None = None,
     crew: Crew | None = None,
     until: float | None = None,
-    limit_seconds: float = LIMIT_SECONDS,
-    sides: Sequence[int] | None = None,
-    copy_bytes: int = COPY_BYTES,
+    sizes: Sizes | None = None,
 ) -> dict[str, Any]:
     """Measure forms.
 
@@ -73,15 +73,16 @@ def measure_speed(
         crew: what starts the processes.
         until: the time, by ``time.monotonic``, from which no further round and no further form is begun; the record
             says what was left out.
-        limit_seconds, sides, copy_bytes: see ``measure_limits``.
+        sizes: see ``measure_limits``.
 
     Returns:
         'limits' (a row for each number of threads), 'cells' (a row for each form and batch, in order), 'notes'. A cell
-        that cannot be measured has a reason; the others go on, as they do without a limit that cannot be measured.
+        that cannot be measured has a reason; the others go on, as they do without a limit that cannot be measured. No
+        cell exceeds a limit: see ``raise_limits``.
     """
     phase = phase or (lambda label: nullcontext(lambda done, total: None))
     ordered = sorted(set(batches))
-    kinds = ["copy", *(kind for kind in BYTES if kind != "amp" and _precisions(forms, kind))]
+    kinds = ["copy", "cache", *(kind for kind in BYTES if kind != "amp" and _precisions(forms, kind))]
     limits: dict[int, list[dict[str, float]]] = {form.threads: [] for form in forms}
     notes: list[str] = []
     all_running: list[_Running] = []
@@ -99,7 +100,7 @@ def measure_speed(
                         break
                     for threads, limiter in list(limiters.items()):
                         try:
-                            _take_limits(limits[threads], limiter, threads, kinds, limit_seconds, sides, copy_bytes)
+                            _take_limits(limits[threads], limiter, threads, kinds, min(LIMIT_SECONDS, seconds), sizes)
                         except FormError as error:  # the networks' times stand without it
                             notes.append(f"limits, {_threads(threads)}, left out from round {number + 1} on: {error}")
                             started.dismiss(limiters.pop(threads))
@@ -108,9 +109,12 @@ def measure_speed(
                         progress(number * len(turns) + turn, rounds * len(turns))
             for worker in [*limiters.values(), *(one.worker for one in running if one.worker)]:
                 started.dismiss(worker)
-    found = {threads: summarise(rows) for threads, rows in limits.items()}
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for threads, rows in sorted(limits.items()):
+        found[threads], raised = raise_limits(summarise(rows), _reached(all_running, threads))
+        notes += [f"limits, {_threads(threads)}, {line}" for line in raised]
     return {
-        "limits": [{"threads": threads, **kinds_found} for threads, kinds_found in sorted(found.items())],
+        "limits": [{"threads": threads, **kinds_found} for threads, kinds_found in found.items()],
         "cells": _rows(all_running, ordered, found),
         "notes": notes,
     }
@@ -231,7 +235,27 @@ def _threads(count: int) -> str:
 
 def _take_limits(rows: list[dict[str, float]], limiter: Worker, threads: int, *arguments: Any) -> None:
     time.sleep(PAUSE)
-    rows.append(limiter.ask("limits", threads, *arguments))
+    only = sorted({name for row in rows for name in row}) or None  # the first round finds what is worth measuring
+    rows.append(limiter.ask("limits", threads, *arguments, only))
+
+
+def _reached(running: Sequence[_Running], threads: int) -> Iterator[tuple[str, Mapping[str, float], str]]:
+    """What networks on so many threads reached of each kind of limit: products, then the caches' bytes."""
+    timed = [
+        (one, batch, 2 * one.work.macs, one.work.bytes_moved(batch, one.form.precision))
+        for one in running
+        for batch in one.samples
+        if one.form.threads == threads and one.work.macs is not None and batch not in one.failures
+    ]
+    for kind in ("products", "cache"):
+        for one, batch, flops, moved in timed:
+            form = one.form
+            rates = one.samples[batch].rates(batch)
+            work = flops if kind == "products" else (moved or 0) / batch
+            name = f"{form.target.name} {form.runtime} {form.precision}, batch {batch}"
+            found = spread([work * rate for rate in rates])
+            if found is not None:
+                yield kind_of(form.precision) if kind == "products" else kind, found, name
 
 
 def _rows(

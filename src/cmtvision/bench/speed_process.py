@@ -23,6 +23,7 @@ from cmtvision.bench.measure import timed_passes
 from cmtvision.bench.openers import Opened, Pass, open_form
 from cmtvision.bench.probe import forks
 from cmtvision.bench.process_memory import die_first, peak_bytes, restart_peak, settle
+from cmtvision.bench.products import Step
 from cmtvision.bench.turns import KEY
 from cmtvision.errors import one_line
 
@@ -87,12 +88,13 @@ class Bench:
         self._opened: Opened | None = None
         self._passes: dict[int, Pass] = {}
         self._level: int | None = None
+        self._limits: dict[str, Step] = {}
 
     def limits(self, threads: int, *arguments: Any) -> dict[str, float]:
-        """One round of the machine's limits; arguments: kinds, seconds, sides, copy_bytes."""
+        """One round of the machine's limits; arguments: kinds, seconds, sizes, only (see ``measure_limits``)."""
         torch.set_num_threads(threads)
-        kinds, seconds, sides, copy_bytes = arguments
-        return measure_limits(kinds, self._device, seconds, sides, copy_bytes)
+        kinds, seconds, sizes, only = arguments
+        return measure_limits(kinds, self._device, seconds, sizes, only, self._limits)
 
     def open(self, form: Form, input_size: tuple[int, int, int]) -> dict[str, Any]:
         """Open a form: seconds that it took, and a note or None."""

@@ -20,19 +20,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Bad input is answered by one line on stderr, a traceback is shown only with ``--debug``.
     """
-    from cmtvision.cli.app import app
-    from cmtvision.cli.arguments import spelled_out
-    from cmtvision.cli.faults import exit_code, quiet_libraries
-
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = words[: words.index("--")] if "--" in words else words
-    debug = "--debug" in options
-    if debug:
-        words.remove("--debug")  # it may stand anywhere, as one adds it behind a line that has just failed
-    else:
-        quiet_libraries()
-    words = spelled_out(words)
+    debug = False
     try:
+        from cmtvision.cli.output import show_anything
+        from cmtvision.machine import sleep_soon
+        from cmtvision.user_folders import find_home
+
+        show_anything()
+        sleep_soon()
+        find_home()
+        from cmtvision.cli.app import app
+        from cmtvision.cli.arguments import options_end, spelled_out
+        from cmtvision.cli.faults import quiet_libraries
+
+        debug = "--debug" in words[: options_end(words)]
+        if debug:
+            words.remove("--debug")  # it may stand anywhere, as one adds it behind a line that has just failed
+        else:
+            quiet_libraries()
+        words = spelled_out(words)
         result = app(words, obj=words, prog_name="cmtvision", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -41,4 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+        from cmtvision.cli.faults import exit_code
+
         return exit_code(error, words)

@@ -12,6 +12,7 @@ from cmtvision.cli.convert import convert
 from cmtvision.cli.doctor import doctor
 from cmtvision.cli.evaluate import evaluate
 from cmtvision.cli.export import export
+from cmtvision.cli.faults import interruptible
 from cmtvision.cli.info import info
 from cmtvision.cli.lr_find import lr_find
 from cmtvision.cli.models import models
@@ -75,4 +76,4 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "doctor": (doctor, "Check this machine and its packages."),
 }
 for _name, (_function, _summary) in _COMMANDS.items():
-    app.command(_name, short_help=_summary)(_function)
+    app.command(_name, short_help=_summary)(interruptible(_function))

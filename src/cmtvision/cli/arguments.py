@@ -23,10 +23,19 @@ StreamsOption: TypeAlias = Annotated[
 ]
 
 
+def options_end(words: Sequence[str]) -> int:
+    """Where the options of a command line end: at ``--``, behind which a file may be called like an option."""
+    return words.index("--") if "--" in words else len(words)
+
+
 def spelled_out(words: Sequence[str]) -> list[str]:
-    """A command line in which ``--resume``, which may stand alone or before 'auto', always has its value."""
+    """A command line in which ``--resume``, which may stand alone or before 'auto', always has its value.
+
+    typer's options have a value or none, and no way to say "perhaps".
+    """
+    end = options_end(words)
     out: list[str] = []
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
+    for place, word in enumerate(words[:end]):
+        following = words[place + 1] if place + 1 < end else ""
         out.append("--resume=yes" if word == "--resume" and following not in ("auto", "yes", "no") else word)
-    return out
+    return [*out, *words[end:]]

@@ -69,8 +69,8 @@ def bench(  # typer reads options from the signature
         _check_free(out, overwrite)
 
     from cmtvision.artefact.predictor import pick_device
-    from cmtvision.artefact.threads import usable_cores
     from cmtvision.bench.forms import find_forms, find_targets
+    from cmtvision.machine import usable_cores
 
     place = pick_device(device)
     if place != "cpu" and counts is not None:
@@ -87,8 +87,11 @@ def bench(  # typer reads options from the signature
         _check_writable(out)  # now, not when all is measured
     said = f"batch {', '.join(map(str, batches))}, {rounds} rounds of {seconds:g} s"
     output.note(f"bench    {len(forms)} forms on {place}, {said}")
+    origin = provenance()
+    if place == "cpu":
+        output.note(f"kernels  {origin['hardware']['kernels']}")
     record = {
-        **provenance(),
+        **origin,
         "device": place,
         "rounds": rounds,
         "seconds": seconds,

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from cmtvision.bench.limits import in_words
 from cmtvision.cli import output
 
 _LEFT = ("target", "runtime", "precision")
+_NAMES = {"copy": "memory", "cache": "caches"}
 
 
 def show_speed(record: dict[str, Any]) -> None:
@@ -26,15 +28,16 @@ def show_speed(record: dict[str, Any]) -> None:
     for line in [*said, *record["notes"]]:
         output.result(line)
     for row in record["limits"]:
-        kinds = [f"{kind} {row[kind]['median'] / 1e9:,.0f} GFLOP/s" for kind in row if kind not in ("threads", "copy")]
-        copy = f"memory copy {row['copy']['median'] / 1e9:,.1f} GB/s" if "copy" in row else ""
+        kinds = sorted((kind for kind in row if kind != "threads"), key=lambda kind: kind in _NAMES)  # products first
         where = (
             f"{row['threads']} thread{'s' * (row['threads'] > 1)}" if record["device"] == "cpu" else record["device"]
         )
-        output.result(f"limits, {where}: {', '.join(filter(None, [*kinds, copy])) or 'could not be measured'}")
+        output.result(f"limits, {where}:{'' if kinds else ' could not be measured'}")
+        for kind in kinds:
+            output.result(f"  {_NAMES.get(kind, kind)} {in_words(kind, row[kind])}")
     output.note(
         "p50, p95, p99 over single passes, - where they were too few; images/s: median of rounds (least-most); "
-        "% of limit: of matrix products in that precision, this run; memory: peak of the process above its start"
+        "% of limit: of the fastest products in that precision, this run; memory: peak of the process above its start"
     )
 
 

@@ -12,15 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cmtvision.cli.machine import describe_machine, shared_memory, usable_cores
+from cmtvision.cli.machine import describe_machine, isa_settings, shared_memory
+from cmtvision.machine import usable_processors
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 _SHOWN = (
-    "cmtvision", "torch", "torchvision", "timm", "pytorch-lightning", "lightning", "torchmetrics", "numpy", "pillow",
-    "pydantic", "typer", "rich", "safetensors",
+    "cmtvision", "torch", "torchvision", "timm", "pytorch-lightning", "lightning", "numpy", "pillow", "pydantic",
+    "typer", "rich", "safetensors",
 )  # fmt: skip
-_EXTRAS = {"h5py": "keras", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": None, "nncf": None}
+_SUMS = ("all", "dev")  # extras that hold the others
+_CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
 _COMPROMISED = {"2.6.2", "2.6.3"}
 _PROBE = """
 import json
@@ -39,6 +44,8 @@ try:
     found["mkldnn"] = torch.backends.mkldnn.is_available()
     found["threads"] = torch.get_num_threads()
     found["capability"] = torch.backends.cpu.get_cpu_capability()
+    supported = lambda kind: getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")()
+    found["onednn_types"] = [kind for kind in ("bf16", "fp16") if supported(kind)]
 except Exception:
     pass
 print("\\n@" + json.dumps(found))
@@ -66,7 +73,9 @@ class Report:
 
 def examine() -> Report:
     """Look at everything; takes a few seconds, since torch and its neighbours are really imported in a child."""
-    versions = {name: _version(name) for name in (*_SHOWN, *_EXTRAS)}
+    extras = _optional()
+    optional = [requirement.name for extra in sorted(extras) for requirement in extras[extra]]
+    versions = {name: _version(name) for name in (*_SHOWN, *optional)}
     probe = _probe()
     findings = [
         *_imports(probe),
@@ -74,9 +83,10 @@ def examine() -> Report:
         *_pairing(versions),
         *_compromised(versions),
         *_threads(probe),
+        *_instructions(),
         *_memory(),
-        *_telemetry(versions),
-        *_extras(versions),
+        *_telemetry(),
+        *_extras(extras),
     ]
     rank = {"broken": 0, "advice": 1, "ok": 2}
     findings.sort(key=lambda finding: rank[finding.state])
@@ -90,6 +100,23 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _optional() -> dict[str, list["Requirement"]]:
+    """What each extra brings, as the installed package states it; those that sum up others are left out."""
+    from packaging.requirements import Requirement
+
+    try:
+        names = metadata.metadata("cmtvision").get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    stated = [Requirement(line) for line in metadata.requires("cmtvision") or []]
+    marked = [one for one in stated if one.marker is not None and not one.marker.evaluate({"extra": ""})]
+    return {
+        name: [one for one in marked if one.marker is not None and one.marker.evaluate({"extra": name})]
+        for name in names
+        if name not in _SUMS
+    }
 
 
 def _probe() -> dict[str, Any]:
@@ -126,8 +153,7 @@ def _imports(probe: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(
                 "broken",
                 text,
-                "install both from one place: pip install --force-reinstall torch torchvision, or both with "
-                "--index-url https://download.pytorch.org/whl/cpu",
+                f"install both from one place: pip install --force-reinstall torch torchvision, or with {_CPU_INDEX}",
             )
         elif fault.startswith("ModuleNotFoundError"):
             yield Finding("broken", f"{name}: {fault}", f"pip install {name.replace('_', '-')}")
@@ -165,20 +191,21 @@ def _pairing(versions: dict[str, str | None]) -> Iterator[Finding]:
     torch, torchvision = versions["torch"], versions["torchvision"]
     if not torch or not torchvision:
         return
+    both = f"pip install -U torch torchvision{f' {_CPU_INDEX}' if torch.endswith('+cpu') else ''}"
     for line in metadata.requires("torchvision") or []:
         requirement = Requirement(line)
         if requirement.name == "torch" and not requirement.specifier.contains(torch, prereleases=True):
             yield Finding(
                 "broken",
                 f"torchvision {torchvision} was built for torch {requirement.specifier}, installed is {torch}",
-                "pip install -U torch torchvision",
+                both,
             )
     local = {re.sub(r"^.*\+", "", version) if "+" in version else "" for version in (torch, torchvision)}
     if len(local) > 1:
         yield Finding(
             "advice",
             f"torch {torch} and torchvision {torchvision} come from different builds",
-            "install both from one index",
+            both.replace("-U", "--force-reinstall"),
         )
 
 
@@ -193,7 +220,7 @@ def _compromised(versions: dict[str, str | None]) -> Iterator[Finding]:
 
 
 def _threads(probe: dict[str, Any]) -> Iterator[Finding]:
-    cores = usable_cores()
+    cores = usable_processors()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         wanted = os.environ.get(name, "")
         if wanted.isdigit() and int(wanted) > cores:
@@ -211,6 +238,13 @@ def _threads(probe: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
+def _instructions() -> Iterator[Finding]:
+    for setting in isa_settings():
+        name = setting.partition("=")[0]
+        text = f"{setting}: other instructions than this processor's best, so other speed and other roundings"
+        yield Finding("advice", text, f"unset {name}")
+
+
 def _memory() -> Iterator[Finding]:
     free = shared_memory()
     if free is not None and free < 1_000_000_000:
@@ -222,8 +256,8 @@ def _memory() -> Iterator[Finding]:
         )
 
 
-def _telemetry(versions: dict[str, str | None]) -> Iterator[Finding]:
-    present = [name for name in ("openvino", "nncf") if versions[name]]
+def _telemetry() -> Iterator[Finding]:
+    present = [name for name in ("openvino", "nncf") if _version(name)]
     if present:
         yield Finding(
             "ok",
@@ -232,9 +266,19 @@ def _telemetry(versions: dict[str, str | None]) -> Iterator[Finding]:
         )
 
 
-def _extras(versions: dict[str, str | None]) -> Iterator[Finding]:
-    for extra in sorted({extra for extra in _EXTRAS.values() if extra}):
-        lacking = [name for name, home in _EXTRAS.items() if home == extra and not versions[name]]
+def _extras(extras: dict[str, list["Requirement"]]) -> Iterator[Finding]:
+    for extra, brought in sorted(extras.items()):
+        lacking, old = [], False
+        for requirement in brought:
+            installed = _version(requirement.name)
+            if installed is None:
+                lacking.append(f"{requirement.name} is missing")
+            elif not requirement.specifier.contains(installed, prereleases=True):
+                lacking.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+                old = True
         if lacking:
-            text = f"extra '{extra}' is not complete: {', '.join(lacking)} missing; only its own commands need it"
-            yield Finding("ok", text, f"pip install 'cmtvision[{extra}]'")
+            yield Finding(
+                "advice" if old else "ok",
+                f"extra '{extra}' is not complete: {', '.join(lacking)}; only its own commands need it",
+                f"pip install 'cmtvision[{extra}]'",
+            )

@@ -10,6 +10,8 @@ from cmtvision.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from cmtvision.artefact.card import Card
+
 Layout = Literal["official", "native"]
 StateDict = Mapping[str, "torch.Tensor"]
 _PICKLES = (".pth", ".pt", ".ckpt", ".tar")
@@ -71,22 +73,25 @@ def _has_official_layout(state: StateDict) -> bool:
 
 def _options_of_run(source: Path) -> dict[str, Any]:
     """What a run's network was made with beyond what its weights tell (``lpu``, ``dims``, ...); {} for a mere file."""
-    told = ("in_chans", "img_size", "rel_pos")
-    return {key: value for key, value in _card(source).get("arguments", {}).items() if key not in told}
+    from cmtvision.artefact.files import constructor_arguments
+
+    told, card = ("in_chans", "img_size", "rel_pos"), _card(source)
+    return {k: v for k, v in constructor_arguments(card).items() if k not in told} if card is not None else {}
 
 
-def _card(source: Path) -> dict[str, Any]:
-    """model.json of a run folder; {} for a mere file of weights, or a folder without it."""
-    from cmtvision.artefact.files import CARD_FILE, read_card
+def _card(source: Path) -> "Card | None":
+    """model.json of a run folder; None for a mere file of weights, or a folder without it."""
+    from cmtvision.artefact.card import CARD_FILE, Card, read_card
 
-    return read_card(source) if (source / CARD_FILE).is_file() else {}
+    return Card.from_dict(read_card(source), source / CARD_FILE) if (source / CARD_FILE).is_file() else None
 
 
 def _find_network(state: StateDict, source: Path, name: str | None, options: dict[str, Any]) -> tuple[str, int]:
     """The name of the network that weights belong to, tried by loading them, and its number of parameters."""
     from cmtvision.models import VARIANTS, list_models
 
-    name = name or _card(source).get("architecture")
+    card = _card(source) if name is None else None
+    name = card.architecture if card is not None else name
     if name is not None:
         fault, parameters = _try(name, state, options)
         if fault:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from cmtvision.engine.multilabel import MultiLabelEvaluation
 
 _MATRIX_CLASSES = 20
+_SHOWN = 10
 
 
 def evaluate(  # typer reads options from the signature
     context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder of a trained model, or an export.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    split: Annotated[Literal["val", "train", "all"], typer.Option("--split", help="Which photos.")] = "val",
+    split: Annotated[Literal["val", "train", "test", "all"], typer.Option("--split", help="Which photos.")] = "val",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Photos at a time.")] = 128,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda or mps; gpu for OpenVINO on Intel's.")
@@ -54,12 +55,17 @@ def evaluate(  # typer reads options from the signature
     if csv is not None:
         _write_predictions(found, csv, overwrite)
         output.note(f"predictions: {csv}")
-    for item in found.skipped:
+    for item in found.skipped[:_SHOWN]:
         output.note(f"skipped {item.path}: {item.reason}")
+    if len(found.skipped) > _SHOWN:
+        output.note(f"and {len(found.skipped) - _SHOWN:,} more; --json lists all")
+    for line in found.notes:
+        output.note(line)
     if json:
         output.result_json({"run": str(run), "data": data, **found.to_dict()})
         return
-    note = ", none were held out" if found.split == "all" and split == "val" else ""
+    note = {"all": ", none were held out", "test": ", there are no others"}.get(found.split, "")
+    note = note if found.split != split else ""
     output.result(f"photos: {found.num_images:,} ({found.split}{note})")
     if isinstance(found, engine.MultiLabelEvaluation):
         output.result(found.headline())

@@ -89,7 +89,7 @@ def _size(word: str) -> tuple[int, int]:
     from cmtvision.errors import ConfigError
 
     height, times, width = word.lower().partition("x")
-    if not height.isdigit() or (times and not width.isdigit()):
+    if not height.isdecimal() or (times and not width.isdecimal()):
         raise ConfigError(f"--img-size {word!r}: expected pixels such as 224, or height x width such as 192x256")
     return int(height), int(width or height)
 

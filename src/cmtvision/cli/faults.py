@@ -6,7 +6,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 from cmtvision.cli import launch
 from cmtvision.errors import CmtvisionError, ExportError
@@ -21,7 +23,25 @@ _DISK = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is too large",
 }
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\t")}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class CommandInterrupted(Exception):  # noqa: N818
+    """Ctrl-C, under a name that typer does not know: it would end the command without a word."""
+
+
+def interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose Ctrl-C is left to us; options and help stay its own."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise CommandInterrupted(str(error)) from None
+
+    return run
 
 
 def exit_code(error: BaseException, words: Sequence[str]) -> int:
@@ -31,8 +51,9 @@ def exit_code(error: BaseException, words: Sequence[str]) -> int:
         error: what ended the command.
         words: the command line, repeated in the advice for a fault of ours.
     """
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        say("interrupted", prefix="")
+    if isinstance(error, KeyboardInterrupt | CommandInterrupted) or type(error).__name__ == "Abort":
+        # whoever knows what was being done, and what is left of it, has said so in the error
+        say(str(error) or "stopped by Ctrl-C before it was done; start again with the same command", prefix="")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,7 +92,12 @@ def say(message: str, prefix: str = "error: ") -> None:
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and prefix
     shown = f"\033[31m{prefix}\033[0m" if colour else prefix
     for line in message.splitlines() or [""]:
-        print(f"{shown}{line}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{shown}{printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    """Text without what moves a terminal's cursor or changes its title, as names of files and classes may hold it."""
+    return text.translate(_CONTROLS)
 
 
 def quiet_libraries() -> None:
@@ -83,6 +109,7 @@ def quiet_libraries() -> None:
     # workers and children of ours start their own interpreter
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr)
     logging.getLogger("cmtvision").setLevel(logging.INFO)
     for name in ("pytorch_lightning", "lightning", "torch.distributed"):

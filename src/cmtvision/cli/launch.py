@@ -9,7 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from cmtvision.cli.arguments import options_end
 from cmtvision.errors import ConfigError
+from cmtvision.machine import usable_cores
 
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
 
@@ -55,7 +57,7 @@ def launch(processes: int, device: str, words: Sequence[str]) -> int:
         )
     if "OMP_NUM_THREADS" not in os.environ and not gpus:
         # without GPUs the processes share the cores
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # tables of failures; the processes speak for themselves
@@ -80,18 +82,19 @@ def launch(processes: int, device: str, words: Sequence[str]) -> int:
     return 0
 
 
-def without_devices(words: Sequence[str]) -> list[str]:
-    """A command line without ``--devices N``."""
+def without_devices(words: Sequence[str], *more: str) -> list[str]:
+    """A command line without ``--devices N``, and with ``more`` options behind its command."""
+    end = options_end(words)
     left: list[str] = []
     skip = False
-    for word in words:
+    for word in words[:end]:
         if skip:
             skip = False
         elif word == "--devices":
             skip = True
         elif not word.startswith("--devices="):
             left.append(word)
-    return left
+    return [*left[:1], *more, *left[1:], *words[end:]]
 
 
 def _world_size() -> int:

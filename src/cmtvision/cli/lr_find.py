@@ -40,8 +40,10 @@ def lr_find(  # typer reads options from the signature
 
         raise ConfigError(f"--out {plot}: a plot is written as .svg or .png; choose such a name")
 
+    from cmtvision.engine.build import fetch_pretrained
     from cmtvision.engine.lr_find import find_lr
 
+    fetch_pretrained(chosen)
     with output.progress("sweeping") as progress:
         curve = find_lr(chosen, data, start=start, end=end, steps=steps, progress=progress)
     from cmtvision.report.lr_curve import write_lr_curve

@@ -1,4 +1,4 @@
-"""Facts about this machine: processor, memory, disk, GPU; read from the system, limits of a container included."""
+"""Facts about this machine in words: processor, memory, disk, GPU, and what of them this process may use."""
 
 import os
 import platform
@@ -6,6 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cmtvision import machine
+
+ISA_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+                "DNNL_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")  # fmt: skip
+"""Variables that make PyTorch, oneDNN or MKL compute with other instructions, or in another precision."""
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 _GB = 1e9
 
@@ -14,16 +19,17 @@ def describe_machine(probe: dict[str, Any]) -> dict[str, str]:
     """Facts in words; ``probe`` holds what torch said of itself in a child process."""
     gpus = list(probe.get("gpus") or []) or (["Apple GPU (mps)"] if probe.get("mps") else [])
     build = "CUDA/ROCm " + str(probe["cuda_build"]) if probe.get("cuda_build") else "CPU only"
-    total, free = _memory()
+    total, free = machine.memory()
     shm = shared_memory()
     disk = shutil.disk_usage(".")
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "instructions": ", ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "no AVX2",
-        "cores": f"{usable_cores()} usable of {os.cpu_count()}",
+        "instructions": ", ".join(flag for flag in _FLAGS if flag in machine.cpu_flags()) or "no AVX2",
+        "kernels": _kernels(probe),
+        "cores": f"{machine.usable_processors()} usable of {os.cpu_count()}",
         "oneDNN": "yes" if probe.get("mkldnn") else "no",
-        "memory": f"{free / _GB:.1f} GB available of {total / _GB:.1f} GB" if total else "unknown",
+        "memory": f"{free / _GB:.1f} GB available of {total / _GB:.1f} GB",
         "/dev/shm": f"{shm / _GB:.1f} GB free" if shm is not None else "none",
         "GPU": ", ".join(gpus) or "none",
         "torch build": build if "cuda_build" in probe else "torch cannot be imported",
@@ -31,13 +37,19 @@ def describe_machine(probe: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, cut by a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, max(1, -(-int(quota) // int(period))))
-    return cores
+def isa_settings() -> list[str]:
+    """Those of ``ISA_SETTINGS`` that are set, as NAME=value."""
+    return [f"{name}={os.environ[name]}" for name in ISA_SETTINGS if os.environ.get(name)]
+
+
+def _kernels(probe: dict[str, Any]) -> str:
+    """The instructions that PyTorch chose, what oneDNN multiplies without emulation, and who chose otherwise."""
+    if "capability" not in probe:
+        return "torch cannot be imported"
+    said = [f"torch {probe['capability']}"]
+    if probe.get("mkldnn"):
+        said.append(f"oneDNN {' and '.join(['fp32', *probe.get('onednn_types', [])])}")
+    return ", ".join([*said, *isa_settings()])
 
 
 def shared_memory() -> int | None:
@@ -48,32 +60,11 @@ def shared_memory() -> int | None:
         return None
 
 
-def _memory() -> tuple[int, int]:
-    """(total, available) bytes, a container's limit included; zeros where the system does not say."""
-    facts = {}
-    for line in _read("/proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        facts[name] = int(rest.split()[0]) * 1024
-    total, free = facts.get("MemTotal", 0), facts.get("MemAvailable", 0)
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and int(limit) < total:
-        total = int(limit)
-        free = min(free, max(0, total - int(used or 0)))
-    return total, free
-
-
 def _processor() -> str:
     for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def _cpu_flags() -> set[str]:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 def _read(file: str) -> str:

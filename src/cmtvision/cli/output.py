@@ -1,5 +1,6 @@
 """Where words go: results to stdout, everything else to stderr; coloured tables on a terminal, plain text in a pipe."""
 
+import io
 import json
 import sys
 import time
@@ -17,6 +18,29 @@ Progress = Callable[[int, int], None]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def show_anything() -> None:
+    """From now on what stdout and stderr cannot encode is spelled \\xe9 or \\udcff there, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def can_show(text: str) -> bool:
+    """Whether both stdout and stderr have every character of a text."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that stays valid in whatever encoding stdout has: escaped as a whole where it has to be."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if can_show(text) else json.dumps(value, indent=indent)
+
+
 def note(message: str) -> None:
     """A message for the person who waits, on stderr."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201
@@ -29,7 +53,7 @@ def result(text: str) -> None:
 
 def result_json(value: Any) -> None:
     """The whole result as one JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201
+    print(json_text(value, indent=2))  # noqa: T201
 
 
 def stderr_console() -> "Console":

@@ -87,16 +87,20 @@ def study_out(data: str | Path, what: str) -> Path:
 def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, processes: int = 1) -> None:
     """Say on stderr what will be trained, on what, and for how many steps; a mistake shows before hours are spent.
 
+    Weights to download are fetched before the plan is said, behind all that can be wrong with it.
+
     Args:
         recipe, data, out, resume: what ``fit`` will be given.
         processes: how many will train together, over all machines.
 
     Raises:
-        DataError: no data there. ConfigError: no such model, or fewer photos than processes.
+        DataError: no data there. ConfigError: no such model, or fewer photos than processes. FetchError: no weights.
     """
     from cmtvision.cli import output
     from cmtvision.cli.plan_lines import plan_lines
     from cmtvision.data import read_dataset
+    from cmtvision.data.split_file import keep_split
+    from cmtvision.engine.build import fetch_pretrained
 
     section = recipe.data
     index = read_dataset(
@@ -108,5 +112,10 @@ def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, proce
         image_column=section.image_column,
         label_column=section.label_column,
     )
-    for line in plan_lines(recipe, index, data, out, resume, processes):
+    split = out / "split.csv"
+    if resume and split.is_file():  # in the parts that the run began with
+        index, _ = keep_split(index, split)
+    lines = plan_lines(recipe, index, data, out, resume, processes)
+    fetch_pretrained(recipe, resume)
+    for line in lines:
         output.note(line)

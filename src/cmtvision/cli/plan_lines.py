@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmtvision.cli.output import can_show
+
 if TYPE_CHECKING:
     from cmtvision.data import DatasetIndex
     from cmtvision.recipe import Recipe
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
+_BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # the latter where the terminal has no blocks
 
 
 def plan_lines(
@@ -27,11 +29,12 @@ def plan_lines(
     model, input_size = _shapes_only(recipe, len(index.classes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     source = {"seeded": "split by seed", "none": "nothing held out"}.get(index.split_source, "split as the data says")
+    test = f"{len(index.test):,} set apart for test, " if index.test else ""
     steps = planned_steps(recipe, len(index.train), processes)
     lines = {
         "model": f"{recipe.model.name}, {parameters:,} parameters, {_size(input_size)}, "
         f"from {recipe.model.weights or 'random weights'}",
-        "data": f"{data}: {len(index.train):,} to train on, {len(index.val):,} held out ({source}), "
+        "data": f"{data}: {len(index.train):,} to train on, {len(index.val):,} held out ({source}), {test}"
         f"{len(index.classes)} classes",
         "recipe": _duration(recipe, steps),
         "batch": _batch(recipe, steps, processes),
@@ -88,8 +91,8 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     """Values as a row of blocks, the highest being a whole one; at most ``width`` of them, evenly chosen."""
     count = min(width, len(values))
     chosen = [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
-    top = max(chosen)
-    return "".join(_BLOCKS[round(value / top * (len(_BLOCKS) - 1)) if top else 0] for value in chosen)
+    top, marks = max(chosen), _BLOCKS if can_show(_BLOCKS) else _PLAIN
+    return "".join(marks[round(value / top * (len(marks) - 1)) if top else 0] for value in chosen)
 
 
 def _shapes_only(recipe: "Recipe", num_classes: int) -> tuple[Any, tuple[int, int, int]]:

@@ -1,13 +1,13 @@
 """Predicting image by image, in batches, and showing it: text, CSV or JSON, each line as soon as it is known."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cmtvision.cli.output import result
+from cmtvision.cli.faults import printable
+from cmtvision.cli.output import json_text, result
 from cmtvision.cli.sources import Source
 from cmtvision.errors import DataError
 
@@ -92,18 +92,18 @@ class TextRows:
             return
         if not self._several:
             first, *others = _in_words(outcome.top)
-            result(f"{outcome.image}: {', '.join([_bold(first), *others])}")
+            result(f"{printable(outcome.image)}: {', '.join([_bold(first), *others])}")
             return
         said = _bold(", ".join(_in_words(outcome.labels)) or "none")
         others = _in_words(outcome.top[len(outcome.labels) :])
-        result(f"{outcome.image}: {said}" + (f"; below 50%: {', '.join(others)}" if others else ""))
+        result(f"{printable(outcome.image)}: {said}" + (f"; below 50%: {', '.join(others)}" if others else ""))
 
     def close(self) -> None:
         """Nothing is left."""
 
 
 def _in_words(top: Top) -> list[str]:
-    return [f"{label} {probability:.1%}" for label, probability in top]
+    return [f"{printable(label)} {probability:.1%}" for label, probability in top]
 
 
 def _bold(text: str) -> str:
@@ -152,9 +152,9 @@ class JsonDocument:
         top = [{"label": name, "probability": value} for name, value in outcome.top]
         labels = [name for name, _ in outcome.labels]
         record = {"image": outcome.image, "label": label, "probability": probability, "labels": labels, "top": top}
-        sys.stdout.write(f"{self._separator}\n  {json.dumps(record, ensure_ascii=False)}")
+        sys.stdout.write(f"{self._separator}\n  {json_text(record)}")
         self._separator = ","
 
     def close(self) -> None:
         """Write the failures and close the document."""
-        sys.stdout.write(f'\n], "failed": {json.dumps(self._failed, ensure_ascii=False)}}}\n')
+        sys.stdout.write(f'\n], "failed": {json_text(self._failed)}}}\n')

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-_STABLE = ("processor", "instructions", "cores", "GPU", "python")
+_STABLE = ("processor", "instructions", "kernels", "cores", "GPU", "python")
 
 
 def provenance() -> dict[str, Any]:
@@ -17,10 +17,15 @@ def provenance() -> dict[str, Any]:
     from cmtvision import __version__
     from cmtvision.cli.machine import describe_machine
 
+    onednn = torch.backends.mkldnn.is_available()
     probe = {
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "mps": torch.backends.mps.is_available(),
-        "mkldnn": torch.backends.mkldnn.is_available(),
+        "mkldnn": onednn,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn_types": [
+            kind for kind in ("bf16", "fp16") if onednn and getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")()
+        ],
     }
     machine = describe_machine(probe)
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "pytorch-lightning")}

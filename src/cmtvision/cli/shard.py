@@ -62,6 +62,7 @@ def shard(
                 "shards": written.num_shards,
                 "train": written.num_train,
                 "val": written.num_val,
+                "test": written.num_test,
                 "bytes": written.num_bytes,
                 "classes": list(written.classes),
                 "skipped": [{"path": str(item.path), "reason": item.reason} for item in index.skipped],
@@ -69,6 +70,7 @@ def shard(
         )
         return
     held_out = f", {written.num_val:,} held out" if written.num_val else ""
+    held_out += f", {written.num_test:,} for test" if written.num_test else ""
     output.result(
         f"{out}: {written.num_train:,} photos{' to train on' if held_out else ''}{held_out}, "
         f"{len(written.classes)} classes, {written.num_shards} shard{'s' if written.num_shards > 1 else ''}, "

@@ -41,7 +41,9 @@ def _from_word(word: str) -> Iterator[Source]:
     from cmtvision.data.listing import images_below
 
     path = Path(word)
-    if path.is_dir():
+    if not word:  # an unset variable, not the current folder
+        yield Source(word, DataError("an empty word in the place of an image; name a file or a folder"))
+    elif path.is_dir():
         inside = images_below(path)
         if not inside:
             yield Source(word, DataError(f"{path}: no image in this folder or below it"))
@@ -58,6 +60,9 @@ def _from_word(word: str) -> Iterator[Source]:
 def _from_stdin() -> Iterator[Source]:
     from cmtvision.data import MAX_BYTES
 
+    if sys.stdin is None:  # closed by whoever started us
+        yield Source("standard input", DataError("standard input: closed; pipe in an image, or one path a line"))
+        return
     stream = sys.stdin.buffer
     head: bytes = stream.peek(16) if hasattr(stream, "peek") else b""
     if is_image(head):

@@ -1,6 +1,7 @@
 """``cmtvision train``: from a folder of photos to a trained model and a report."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -53,7 +54,7 @@ def train(  # typer reads options from the signature
         "model.name": model,
         "model.weights": weights,
         "schedule.epochs": epochs,
-        "train.batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
+        "train.batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
         "train.device": device,
         "seed": seed,
     }
@@ -69,14 +70,19 @@ def train(  # typer reads options from the signature
             chosen = same_recipe(out, portable(chosen))
     folder = out or default_out(data, chosen)
     if devices is not None and devices > 1 and not launch.is_launched():
-        words = [*launch.without_devices(context.obj), *([] if out else ["--out", str(folder)])]
+        words = launch.without_devices(context.obj, *([] if out else ["--out", str(folder)]))
         code = launch.launch(devices, chosen.train.device, words)
         if code:
             raise typer.Exit(code)
         return
     if launch.is_first():
         resumed = resume == "yes" or (resume == "auto" and any((folder / "checkpoints").glob("*.ckpt")))
-        show_plan(chosen, data, folder, resumed, launch.num_processes())
+        try:
+            show_plan(chosen, data, folder, resumed, launch.num_processes())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped by Ctrl-C while the run was planned; nothing was written, start again with the same command"
+            ) from None
 
     from cmtvision.engine import fit
 
@@ -93,7 +99,13 @@ def train(  # typer reads options from the signature
         return
     from cmtvision.report import write_report
 
-    page = write_report(folder)
+    try:
+        page = write_report(folder)
+    except KeyboardInterrupt:
+        again = f"cmtvision train {quote(data)} --out {quote(str(folder))} --resume"
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C while the report was written; the model is in {folder}, write the report with: {again}"
+        ) from None
     _report_left_out(finished)
     if json:
         output.result_json(_as_json(finished, page, chosen))
@@ -105,7 +117,7 @@ def train(  # typer reads options from the signature
         output.result(f"held-out {evaluation.headline()}")
     output.result(f"run folder: {folder}")
     output.result(f"report: {page}")
-    _say_next(folder, data)
+    _say_next(folder, data, split="test" if evaluation is None and finished.num_test else "val")
 
 
 def _report_left_out(finished: "FitResult") -> None:
@@ -137,10 +149,8 @@ def _as_json(finished: "FitResult", page: Path, recipe: "Recipe") -> dict[str, A
     }
 
 
-def _say_next(folder: Path, data: str) -> None:
-    from shlex import quote
-
+def _say_next(folder: Path, data: str, split: str) -> None:
     from cmtvision.cli import output
 
-    output.note(f"next: cmtvision eval {quote(str(folder))} {quote(data)}")
+    output.note(f"next: cmtvision eval {quote(str(folder))} {quote(data)}{' --split test' if split == 'test' else ''}")
     output.note(f"      cmtvision predict {quote(str(folder))} PHOTO...")

@@ -57,6 +57,7 @@ def _show(found: "Verification") -> None:
         ["relative", f"{found.relative:.2e}"],
         ["allowed", f"{found.tolerance:.0e}"],
         ["decided alike", f"{found.top1_agreement:.2%}"],
+        ["computed in", found.arithmetic],
         ["result", "passed" if found.passed else "failed"],
     ]
     output.table(["", ""], rows)

@@ -4,14 +4,15 @@ Nothing here imports torch; what needs it is imported by its module: ``cmtvision
 ``mixer``, ``keyed_rng``) and ``cmtvision.data.images`` (``ImageDataset``).
 """
 
-from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, ImageSource, open_image
+from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, ImageSource, each_image, open_image
 from cmtvision.data.index import DatasetIndex, Sample, Skipped, group_numbers
 from cmtvision.data.photos import PhotoPath, StoredPhoto
 from cmtvision.data.preprocess import Preprocess
-from cmtvision.data.readers import class_names_from, read_dataset, write_split
+from cmtvision.data.readers import class_names_from, read_dataset
 from cmtvision.data.sample import SampleSummary, write_sample_data
 from cmtvision.data.sampling import EpochSampler, balanced_weights
 from cmtvision.data.shard_writer import SHARD_BYTES, ShardSummary, write_shards
+from cmtvision.data.split_file import write_split
 
 __all__ = [
     "MAX_BYTES",
@@ -29,6 +30,7 @@ __all__ = [
     "StoredPhoto",
     "balanced_weights",
     "class_names_from",
+    "each_image",
     "group_numbers",
     "open_image",
     "read_dataset",

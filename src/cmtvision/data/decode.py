@@ -5,16 +5,21 @@ for one, would start another program). What is done to odd images:
 
 - EXIF orientation is applied, so the picture stands as the camera meant it;
 - transparency (RGBA, LA, a palette or PNG with a transparent colour) is composited on white;
-- 16-bit gray is scaled by 1/257, rounded, not clipped; 32-bit integers must be within 0..65535 and are taken as 16-bit;
+- 16-bit gray is scaled by 1/257, rounded, not clipped; files of 32-bit integers (Pillow's mode I) must be within
+  0..65535 and are taken as 16-bit, since that is how 16-bit images are kept there;
+- arrays of integers are 8-bit pixels and must be within 0..255, whatever their type; only uint16 is 16-bit, so what a
+  dark image means never depends on how dark it is;
 - floats must be within 0..1 and are multiplied by 255, rounded;
 - one-bit images become gray, palettes, CMYK and the other colour spaces RGB; of an animation the first frame counts.
 """
 
 import io
 import os
+import sys
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +28,29 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from cmtvision.data.photos import StoredPhoto
 from cmtvision.errors import DataError
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | StoredPhoto
+
+class Tensor(Protocol):
+    """What is used of a torch tensor; PyTorch itself need not be there."""
+
+    def detach(self) -> Any:
+        """The tensor without its gradient."""
+
+
+ImageSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | npt.NDArray[Any]
+    | Tensor
+    | StoredPhoto
+)
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit
 MAX_BYTES = 100_000_000
+_CHANNELS = (1, 3, 4)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
@@ -42,8 +67,10 @@ def open_image(
     """Read an image as RGB or L (gray), 8 bits a channel, upright.
 
     Args:
-        source: a path, a file's bytes, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of
-            bool, uint8, uint16, or float within 0..1; or a photo in a shard or table.
+        source: a path, a file's bytes, a file opened in binary (read from its beginning), a PIL image, or an array
+            (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of bool, uint8, another integer within 0..255, uint16 or
+            float within 0..1; a torch tensor of the same, channels first (C, H, W) or else last; or a photo in a shard
+            or table.
         max_pixels: refuse larger images, before decoding them.
         max_bytes: refuse larger files, before reading them.
         name: what an error calls the image; by default its path.
@@ -53,20 +80,19 @@ def open_image(
     """
     if isinstance(source, StoredPhoto):
         source, name = source.read(max_bytes), name or str(source)
+    if is_tensor(source):
+        source, name = as_array(source, _CHANNELS), name or "tensor"
+    if isinstance(source, np.ndarray):
+        return _plain(_from_array(source, name or "array"), max_pixels, name or "array")
     if isinstance(source, Image.Image):
         if type(source) is Image.Image and source.mode in {"RGB", "L"} and not source.info:
             return source  # what this function gives: already decoded, so the limits have nothing left to protect
-        return _plain(source, max_pixels, name or "image")
-    if isinstance(source, np.ndarray):
-        return _plain(_from_array(source, name or "array"), max_pixels, name or "array")
-    if isinstance(source, bytes):
-        data, name = source, name or "image bytes"
-        if len(data) > max_bytes:
-            raise DataError(f"{name}: {len(data):,} bytes, more than the limit of {max_bytes:,} (data.max_bytes)")
+        data, name = b"", name or "image"
     else:
-        name = name or os.fspath(source)
-        data = _file_bytes(Path(source), max_bytes, name)
+        data, name = _content(source, max_bytes, name)
     try:
+        if isinstance(source, Image.Image):
+            return _plain(source, max_pixels, name)
         with Image.open(io.BytesIO(data), formats=_formats()) as picture:
             return _plain(picture, max_pixels, name)
     except DataError:
@@ -79,6 +105,54 @@ def open_image(
         raise DataError(f"{name}: not enough memory to decode it") from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise DataError(f"{name}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def each_image(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """The images in what a caller gave: one image alone is a list of one, whatever it is held in.
+
+    Args:
+        images: any iterable of images; one image; or a batch, as an array (N, H, W, C) or a tensor (N, C, H, W) or
+            (N, H, W, C). An array or tensor of three dimensions is always one image.
+
+    Raises:
+        DataError: neither.
+    """
+    if isinstance(images, np.ndarray) or is_tensor(images):
+        array = cast(npt.NDArray[Any], images)  # a tensor has both, too
+        if array.ndim == 4 or (isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUS"):
+            return list(array)
+        if array.ndim in (2, 3):
+            return [array]
+        given = f"shape {tuple(array.shape)}"
+    elif isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | StoredPhoto):
+        return [images]
+    elif hasattr(images, "read"):
+        return [cast(IO[bytes], images)]
+    elif isinstance(images, Iterable):
+        return images
+    else:
+        given = _shown(images)
+    raise DataError(f"images: got {given}, expected an image or several, as a list or an array (N, H, W, C)")
+
+
+def is_tensor(source: object) -> TypeGuard[Tensor]:
+    """Whether this is a torch tensor; PyTorch is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def as_array(tensor: Tensor, channels: Collection[int]) -> npt.NDArray[Any]:
+    """The pixels of a tensor as (H, W) or (H, W, C): its first axis is C where its length is among ``channels``.
+
+    Raises:
+        DataError: it has no pixels that could be read.
+    """
+    try:
+        plain = tensor.detach().cpu()
+        array: npt.NDArray[Any] = (plain.float() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise DataError(f"tensor: its pixels cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return np.moveaxis(array, 0, 2) if array.ndim == 3 and array.shape[0] in channels else array  # (H, W, C)
 
 
 def to_uint8(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
@@ -99,17 +173,61 @@ def to_uint8(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
             raise DataError(f"{name}: float pixels from {low:g} to {high:g}, expected 0..1; scale them, or pass uint8")
         scaled: npt.NDArray[np.uint8] = np.rint(array * 255).astype(np.uint8)
         return scaled
-    if array.dtype.kind in "iu":
-        if array.dtype != np.uint16 and (array.min() < 0 or array.max() > 65535):
-            raise DataError(f"{name}: {array.dtype} pixels outside 0..65535; pass uint8 or uint16")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    raise DataError(f"{name}: pixels of type {array.dtype}, expected bool, uint8, uint16 or float within 0..1")
+    if array.dtype.kind in "iu":
+        least, most = int(array.min()), int(array.max())
+        if least < 0 or most > 255:
+            raise DataError(
+                f"{name}: {array.dtype} pixels from {least} to {most}, expected 0..255; pass 16-bit pixels as uint16"
+            )
+        return array.astype(np.uint8)
+    raise DataError(f"{name}: pixels of type {array.dtype}, expected bool, an integer or float within 0..1")
+
+
+def _content(source: Any, max_bytes: int, name: str | None) -> tuple[bytes, str]:
+    """An encoded image, and what it is called."""
+    if isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        return _file_bytes(Path(path), max_bytes, name or path), name or path
+    if isinstance(source, bytes | bytearray | memoryview):
+        data, name = bytes(source), name or "image bytes"
+    elif hasattr(source, "read"):
+        found = getattr(source, "name", None)
+        name = name or (found if isinstance(found, str) else "image file")
+        data = _rest(source, max_bytes, name)
+    else:
+        raise DataError(
+            f"{name or 'image'}: got {_shown(source)}, expected a path, a file's bytes, an open file, a PIL image, "
+            "an array or a tensor"
+        )
+    if not data:
+        raise DataError(f"{name}: empty")
+    if len(data) > max_bytes:
+        raise DataError(f"{name}: {len(data):,} bytes, more than the limit of {max_bytes:,} (data.max_bytes)")
+    return data, name
+
+
+def _rest(file: IO[bytes], max_bytes: int, name: str) -> bytes:
+    """All of an open file, from its beginning where it has one; a byte more than the limit of a longer one."""
+    try:
+        if file.seekable():
+            file.seek(0)  # as Pillow does: whoever has just written it stands at its end
+        data = file.read(max_bytes + 1)
+    except Exception as error:  # whatever stands behind it: a disk, a socket, an archive
+        raise DataError(f"{name}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
+    if not isinstance(data, bytes):
+        raise DataError(f"{name}: gives {type(data).__name__}; open the file in binary ('rb')")
+    return data
 
 
 def _file_bytes(path: Path, max_bytes: int, name: str) -> bytes:
     try:
         if not path.is_file():
-            raise DataError(f"{name}: {'is not a file' if path.exists() else 'no such file'}")
+            kind = (
+                "is a folder, not an image" if path.is_dir() else "is not a file" if path.exists() else "no such file"
+            )
+            raise DataError(f"{name}: {kind}")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
@@ -123,10 +241,13 @@ def _file_bytes(path: Path, max_bytes: int, name: str) -> bytes:
 
 
 def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in _CHANNELS):
+        raise DataError(
+            f"{name}: shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a batch of images is "
+            "(N, H, W, C)"
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise DataError(f"{name}: an array of shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     return Image.fromarray(np.ascontiguousarray(to_uint8(array, name)))
 
 
@@ -167,7 +288,9 @@ def _orientation(picture: Image.Image) -> int:
 
 def _deep(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
     pixels = np.asarray(picture)
-    if pixels.dtype.kind in "iu" and pixels.dtype.itemsize == 2:
+    if pixels.dtype.kind in "iu":
+        if pixels.dtype.itemsize > 2 and (pixels.min() < 0 or pixels.max() > 65535):
+            raise DataError(f"{name}: {pixels.dtype} pixels outside 0..65535; save it as 8 or 16 bits")
         pixels = pixels.astype(np.uint16)  # also turns big-endian files round
     return to_uint8(pixels, name)
 
@@ -183,3 +306,7 @@ def _kind(data: bytes) -> str:
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "it is text"
     return f"it begins with {head[:8].hex(' ')}"
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {' '.join(repr(value).split())[:60]}"

@@ -10,10 +10,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from cmtvision.data.index import Skipped
 from cmtvision.data.labels import resolve
-from cmtvision.data.listing import EXTENSIONS, VAL_NAMES, Entry, Listing
+from cmtvision.data.listing import EXTENSIONS, IMAGE_COLUMNS, LABEL_COLUMNS, Entry, Listing, pick_column
 from cmtvision.data.photos import StoredPhoto
-from cmtvision.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, pick_column
+from cmtvision.data.splits import parts_of
 from cmtvision.errors import DataError
 
 
@@ -48,7 +49,7 @@ def list_huggingface(
     multi_label: bool,
     fixed: Sequence[str] | None,
 ) -> Listing:
-    """The rows of a data set's training split, and of its validation split (or test, where it has labels).
+    """The rows of a data set's training, validation and test splits; a test split without labels is left out.
 
     Args:
         source: 'hf:NAME', 'hf:NAME:config' or 'hf:FOLDER'.
@@ -61,13 +62,12 @@ def list_huggingface(
     """
     name, config = _name_and_config(source)
     splits = _load(name, config)
-    train = "train" if "train" in splits else next(iter(splits))
-    held_out = next((word for word in VAL_NAMES if word in splits and word != train), None)
-    listing = Listing(split_source="folders" if held_out else "none")
-    parts = [(train, "train" if held_out else None), *([(held_out, "val")] if held_out else [])]
+    listing = Listing()
+    parts = _parts(splits, source, label_column, listing)
+    listing.split_source = "folders" if {"val", "test"} & set(parts.values()) else "none"
     raw: list[Any] = []
     names: list[str] | None = None
-    for split, part in parts:
+    for split, part in parts.items():
         rows = splits[split]
         image = _image_column(rows, image_column, source)
         label = pick_column(list(rows.column_names), label_column, LABEL_COLUMNS, source, "label")
@@ -80,8 +80,28 @@ def list_huggingface(
     places = [f"photo {entry.relative}" for entry in listing.entries]
     labels, listing.names = resolve(raw, places, names=names, fixed=fixed, multi_label=multi_label, source=source)
     listing.entries = [entry._replace(labels=found) for entry, found in zip(listing.entries, labels, strict=True)]
-    listing.classes.update(one for found in labels for one in found)
     return listing
+
+
+def _parts(splits: dict[str, Any], source: str, label_column: str | None, listing: Listing) -> dict[str, str]:
+    """The splits to read, each with its part; the others are named as skipped."""
+    parts = parts_of(splits, source)
+    others = [name for name in splits if name not in parts]
+    if "train" not in parts.values() and others:  # a set with one split calls it as it likes
+        parts[others.pop(0)] = "train"
+    for name in others:
+        listing.skipped.append(Skipped(Path(f"{source}:{name}"), "a split that is neither train, val nor test"))
+    for name in [name for name, part in parts.items() if part == "test" and len(parts) > 1]:
+        rows = splits[name]
+        usual = (label_column,) if label_column else LABEL_COLUMNS
+        label = next(
+            (column for column in rows.column_names if column.lower() in usual or column == label_column), None
+        )
+        if label is None or all(value in (None, -1) for value in rows.select_columns([label])[:][label]):
+            listing.skipped.append(Skipped(Path(f"{source}:{name}"), "a test part without labels"))
+            del parts[name]
+    order = ("train", "val", "test")
+    return dict(sorted(parts.items(), key=lambda pair: order.index(pair[1])))
 
 
 def _name_and_config(source: str) -> tuple[str, str | None]:

@@ -135,7 +135,10 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target, int]]):
             if kept is not None:
                 return kept
         picture: Any = open_image(self.samples[index].path, self.max_pixels, self.max_bytes)
-        prepared = self._prepare(picture) if self._prepare is not None else picture
+        try:
+            prepared = self._prepare(picture) if self._prepare is not None else picture
+        except DataError as error:  # of a decoded picture, which has no name any more
+            raise DataError(f"{self.samples[index].path}: {error}") from error
         if self._cache is not None:
             self._cache.put(index, prepared)
         return prepared

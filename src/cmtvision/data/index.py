@@ -1,5 +1,6 @@
 """What reading a data set gives: its classes, its samples in two parts, what was left out and why."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,13 +37,16 @@ class DatasetIndex:
     Args:
         root: the folder that relative paths start from; of data that is not in a folder here, its source as a path.
         classes: class names; a label is a position in this list.
-        train, val: the two parts, sorted by name.
+        train, val: what is learned from, and what is held out to choose by; sorted by name.
         skipped: files left out, sorted.
         fingerprint: sha256 over the sorted relative names, file sizes in bytes and class names of all usable photos.
         split_source: 'folders' or 'csv' where the data says what is held out ('csv' means any table), 'seeded' where we
-            chose, 'none' where nothing is held out.
+            chose, 'run' where the photos are a run's and in the parts that it had them in, 'none' where nothing is held
+            out.
         multi_label: a photo may have several classes, or none; see ``Sample.labels``.
         source: what to give ``read_dataset`` to read the same data again, wherever the current folder is.
+        test: photos that the data sets apart to be measured on once, sorted by name; training never looks at them.
+        notes: what a person should know of how the photos were put into their parts, a sentence each.
     """
 
     root: Path
@@ -54,11 +58,13 @@ class DatasetIndex:
     split_source: str
     multi_label: bool = False
     source: str = field(default="", compare=False)
+    test: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list, compare=False)
 
     @property
     def samples(self) -> list[Sample]:
-        """Both parts together, sorted by name."""
-        return sorted([*self.train, *self.val])
+        """All parts together, sorted by name."""
+        return sorted([*self.train, *self.val, *self.test])
 
     @property
     def skipped_counts(self) -> dict[str, int]:
@@ -90,3 +96,16 @@ def group_numbers(samples: Sequence[Sample]) -> list[int] | None:
             return None
         groups.append(number.setdefault(str(store), len(number)))
     return groups
+
+
+_SPELLED = re.compile(r"\\u(dc[89a-f][0-9a-f]|005c)")
+
+
+def as_text(name: str) -> str:
+    """A name as text that any file can hold: its bytes that are no UTF-8 (lone surrogates in Python) as ``\\udcXX``."""
+    return _SPELLED.sub(r"\\u005cu\1", name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def from_spelled(text: str) -> str:
+    """The name that ``as_text`` spelled so."""
+    return _SPELLED.sub(lambda found: chr(int(found[1], 16)), text)

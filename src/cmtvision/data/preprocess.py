@@ -17,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cmtvision.data.decode import MAX_PIXELS, ImageSource, open_image, to_uint8
+from cmtvision.data.decode import MAX_PIXELS, ImageSource, as_array, is_tensor, open_image, to_uint8
 from cmtvision.errors import DataError
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 FORMAT_VERSION = 1
+MAX_EDGE, MAX_CHANNELS, MIN_CROP_PCT = 8_192, 4_096, 0.01
+"""No network has a larger input; a card that says so would fill the memory."""
+_FILTER_REACH = 4  # pixels: Pillow's widest filter, enlarging, looks 3 to each side
 _KEYS = {"format_version", "size", "crop_pct", "interpolation", "mean", "std", "channels"}
 
 
@@ -51,17 +54,19 @@ class Preprocess:
         def refuse(key: str, expected: str) -> None:
             raise DataError(f"preprocess {key}: got {getattr(self, key)!r}, expected {expected}")
 
-        if len(self.size) != 2 or min(self.size) < 1:
-            refuse("size", "(height, width) in pixels")
-        if not 0 < self.crop_pct <= 1:
-            refuse("crop_pct", "a number in (0, 1]")
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > MAX_EDGE:
+            refuse("size", f"(height, width) in pixels, at most {MAX_EDGE:,} each")
+        if not MIN_CROP_PCT <= self.crop_pct <= 1:
+            refuse("crop_pct", f"a number from {MIN_CROP_PCT} to 1")
         if self.interpolation not in get_args(Interpolation):
             refuse("interpolation", f"one of {', '.join(get_args(Interpolation))}")
-        if self.channels < 1:
-            refuse("channels", "at least 1")
-        if len(self.mean) != self.channels or not all(map(math.isfinite, self.mean)):
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            refuse("channels", f"1 to {MAX_CHANNELS:,}")
+        with np.errstate(over="ignore"):  # in the type that they are computed with
+            mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
+        if len(self.mean) != self.channels or not np.isfinite(mean).all():
             refuse("mean", f"{self.channels} numbers, one per channel")
-        if len(self.std) != self.channels or not all(math.isfinite(value) and value > 0 for value in self.std):
+        if len(self.std) != self.channels or not (np.isfinite(std) & (std > np.finfo(np.float32).tiny)).all():
             refuse("std", f"{self.channels} positive numbers, one per channel")
 
     @classmethod
@@ -111,7 +116,7 @@ class Preprocess:
                 std=tuple(float(value) for value in block["std"]),
                 channels=int(block["channels"]),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"preprocess block: {error}; expected what Preprocess.to_dict writes") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,10 +132,10 @@ class Preprocess:
         }
 
     def __call__(self, image: ImageSource) -> npt.NDArray[np.float32]:
-        """An image (path, bytes, PIL or array) as the network's input, (C, H, W) float32.
+        """An image (whatever ``open_image`` takes) as the network's input, (C, H, W) float32.
 
         Raises:
-            DataError: what ``open_image`` refuses, or a shape so long and thin that resizing it would fill the memory.
+            DataError: what ``open_image`` refuses.
         """
         return self.finish(self.prepare(image))
 
@@ -160,6 +165,8 @@ class Preprocess:
         return [(values - np.float32(m)) / np.float32(s) for m, s in zip(self.mean, self.std, strict=True)]
 
     def _prepare_planes(self, image: ImageSource) -> npt.NDArray[np.uint8]:
+        if is_tensor(image):
+            image = as_array(image, (self.channels,))
         if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != self.channels:
             given = f"array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise DataError(f"a {self.channels}-channel model: got {given}, expected an array (H, W, {self.channels})")
@@ -171,12 +178,9 @@ class Preprocess:
         width, height = picture.size
         new_height, new_width = self.resized(height, width)
         if (new_height, new_width) != (height, width):
-            if new_height * new_width > max(MAX_PIXELS, width * height):
-                raise DataError(
-                    f"an image of {width} x {height} pixels would be resized to {new_width} x {new_height}; "
-                    "crop it to a less extreme shape"
-                )
             filter_ = Image.Resampling[self.interpolation.upper()]
+            if new_height * new_width > max(MAX_PIXELS, width * height):
+                return self._crop_of_resized(picture, (new_height, new_width), filter_)
             picture = picture.resize((new_width, new_height), filter_)
         crop_height, crop_width = self.size
         if (new_height, new_width) == self.size:
@@ -186,6 +190,26 @@ class Preprocess:
         top = _start(new_height, crop_height)
         left = _start(new_width, crop_width)
         return picture.crop((left, top, left + crop_width, top + crop_height))
+
+    def _crop_of_resized(
+        self, picture: Image.Image, new_size: tuple[int, int], filter_: Image.Resampling
+    ) -> Image.Image:
+        """The centre crop of a picture so long and thin that all of it, resized to (height, width), fills the memory.
+
+        Only what the crop shows is resized: the same pixels, but for the rounding of places to float32.
+        """
+        starts, ends, cut_starts, cut_ends = [], [], [], []
+        for edge, new_edge, crop in zip(reversed(picture.size), new_size, self.size, strict=True):
+            start = _start(new_edge, crop) * edge / new_edge
+            end = (_start(new_edge, crop) + crop) * edge / new_edge
+            # what the filter looks at around the crop; cut first, so that places in it are small numbers and exact
+            cut_starts.append(max(0, math.floor(start) - _FILTER_REACH))
+            cut_ends.append(min(edge, math.ceil(end) + _FILTER_REACH))
+            starts.append(max(0.0, start - cut_starts[-1]))
+            ends.append(min(end, edge) - cut_starts[-1])
+        part = picture.crop((cut_starts[1], cut_starts[0], cut_ends[1], cut_ends[0]))
+        box = (starts[1], starts[0], ends[1], ends[0])
+        return part.resize((self.size[1], self.size[0]), filter_, box=box)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels after the resize and before the crop, of an image of the given size."""

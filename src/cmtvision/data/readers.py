@@ -2,25 +2,26 @@
 
 Every file is decoded once when a data set is read, so what is damaged is named, counted and left out before training
 starts; only shards and torchvision's sets are taken as they are, since their photos are many and were checked when they
-were written. Without a validation part a stratified split is made from a hash of the seed and each path: it is the same
-on every machine, and a photo added later moves no other.
+were written. Without a validation part one is chosen of the training photos by a hash of the seed and each path: it is
+the same on every machine, and a photo added later moves no other (see ``splits.held_out`` for the one exception).
 """
 
-import csv
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from os import PathLike, cpu_count
+from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, open_image
 from cmtvision.data.index import DatasetIndex, Sample, Skipped
-from cmtvision.data.listing import Entry, Listing, list_csv
+from cmtvision.data.listing import Entry, Listing
 from cmtvision.data.sources import ReadOptions, absolute, list_source, source_text
+from cmtvision.data.split_file import take_split
+from cmtvision.data.splits import held_out, long_name
 from cmtvision.errors import DataError
+from cmtvision.machine import usable_processors
 
 Progress = Callable[[int, int], None]
 
@@ -45,14 +46,15 @@ def read_dataset(
     """Read a data set's list of photos.
 
     Args:
-        path: a folder of class folders; a folder with train/ and val/ (or valid, validation, test) of class folders; a
-            CSV or Parquet table with the columns path (or image), label and optionally split (train or val); WebDataset
+        path: a folder of class folders; a folder with train/, val/ and test/ (see ``splits`` for other words) of class
+            folders; a CSV or Parquet table with the columns path (or image), label and optionally split; WebDataset
             shards, as a folder of .tar files, one of them, or an fsspec URL with braces
             (``s3://bucket/train-{000000..000127}.tar``); ``torchvision:NAME``; ``hf:NAME[:config]``.
-        val_fraction: share of each class to hold out where nothing is held out yet; at least one photo of each class
-            with two, and 0 holds out nothing (``train`` is then all).
+        val_fraction: share of the training photos to hold out where the data has no validation part; at least one of
+            each class with two, and 0 holds out nothing. A test part is never touched by it.
         split_seed: which photos those are.
-        classes: fix the classes and their order, as a trained model has them; the data may then lack some.
+        classes: fix the classes and their order, as a trained model has them; the data may then lack some. Data with
+            held-out photos alone keeps its parts then (with a val_fraction of 0); else it counts as not yet split.
         verify: decode every file; without it only missing files and wrong extensions are skipped.
         root: what a table's paths are relative to; by default the table's folder.
         allow_outside: let a table's paths be absolute or leave ``root`` by '..'.
@@ -60,11 +62,11 @@ def read_dataset(
         progress: called as progress(done, total) while files are verified, or shards without an index scanned.
         image_column, label_column: columns of a table or Hugging Face data set, where they have no usual name.
         multi_label: a photo may have several classes, or none: its label is a list, or in a CSV text joined by '|'.
-        split_file: a CSV of ``write_split``, which then decides the split; photos that it does not name are skipped.
+        split_file: a CSV of ``write_split``, which then decides the split; see ``take_split`` for photos not in it.
 
     Raises:
-        DataError: no such path, nothing in it, one class only, a class without a usable image, a validation class that
-            training does not have, a malformed CSV.
+        DataError: no such path, nothing in it, one class only, a class without a usable training image, a class of a
+            held-out part that training does not have, a malformed CSV.
     """
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction: got {val_fraction}, expected a share in [0, 1)")
@@ -73,60 +75,48 @@ def read_dataset(
     listing, base = list_source(text, options)
     if not listing.entries:
         raise DataError(f"{text}: no photos found; expected one folder per class with images inside")
-    if split_file is not None:
-        _take_split(listing, Path(split_file), base)
+    if split_file is None and (classes is None or val_fraction):
+        _undo_split_without_train(listing)
     usable, unusable = _verified(listing, verify, max_pixels, max_bytes, progress)
     names = _class_names(text, listing, usable, unusable, classes, multi_label)
-    _check_val_classes(text, usable)
+    if classes is None:
+        _check_held_out_classes(text, usable)
     split_source = listing.split_source
-    if not any(entry.split == "val" for entry in usable):
+    learned = [entry for entry in usable if entry.split in (None, "train")]
+    if learned and not any(entry.split == "val" for entry in usable):
         split_source = "seeded" if val_fraction else "none"
-        chosen = held_out([one.relative for one in usable], [one.labels for one in usable], val_fraction, split_seed)
-        usable = [one._replace(split="val" if out else "train") for one, out in zip(usable, chosen, strict=True)]
+        chosen = held_out([one.relative for one in learned], [one.labels for one in learned], val_fraction, split_seed)
+        learned = [one._replace(split="val" if out else "train") for one, out in zip(learned, chosen, strict=True)]
+        usable = [*learned, *(entry for entry in usable if entry.split == "test")]
     number = {name: index for index, name in enumerate(names)}
-    parts: dict[str, list[Sample]] = {"train": [], "val": []}
+    parts: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
     for entry in sorted(usable, key=lambda entry: entry.relative):
         labels = tuple(sorted(number[name] for name in entry.labels))
         label = labels[0] if labels else -1
         parts[entry.split or "train"].append(Sample(entry.path, label, labels if multi_label else ()))
-    return DatasetIndex(
+    index = DatasetIndex(
         root=base,
         classes=names,
         train=parts["train"],
         val=parts["val"],
-        skipped=sorted([*listing.skipped, *unusable], key=lambda item: (str(item.path), item.reason)),
+        test=parts["test"],
+        skipped=sorted(
+            [*listing.skipped, *unusable, *_empty_folders(listing, usable)],
+            key=lambda item: (str(item.path), item.reason),
+        ),
         fingerprint=_fingerprint(usable),
         split_source=split_source,
         multi_label=multi_label,
         source=absolute(text),
     )
-
-
-def write_split(index: DatasetIndex, file: str | PathLike[str]) -> None:
-    """Write the split as a CSV: path (relative to ``index.root``), label, split.
-
-    ``read_dataset(file, root=index.root)`` gives the same samples again; ``root`` may be left out where the file
-    stands in it. Where photos are no files, ``read_dataset(index.source, split_file=file)`` does. The file is written
-    under another name first and then renamed.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    target = Path(file)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as out:
-            writer = csv.writer(out)
-            writer.writerow(["path", "label", "split"])
-            for split, samples in (("train", index.train), ("val", index.val)):
-                for sample in samples:
-                    labels = sample.labels if index.multi_label else (sample.label,)
-                    text = "|".join(index.classes[label] for label in labels)
-                    writer.writerow([index.relative(sample.path), text, split])
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{target}: the split cannot be written ({error.strerror or error})") from None
+    if split_file is None:
+        return index
+    index = take_split(index, split_file)
+    if index.split_source != "run":
+        raise DataError(
+            f"{split_file}: names none of the photos of this data; give the data that the run was trained on"
+        )
+    return index
 
 
 def class_names_from(path: str | PathLike[str]) -> list[str]:
@@ -137,28 +127,41 @@ def class_names_from(path: str | PathLike[str]) -> list[str]:
     """
     text = source_text(path)
     listing, _ = list_source(text, ReadOptions(allow_outside=True))
-    if not listing.classes:
+    _undo_split_without_train(listing)
+    names = listing.names or sorted(listing.learned_classes())
+    if not names:
         raise DataError(f"{text}: no classes found; expected one folder per class, or a CSV with path,label")
-    return listing.names or sorted(listing.classes)
+    return names
 
 
-def _take_split(listing: Listing, file: Path, base: Path) -> None:
-    """Split a listing as a file says; what either of them lacks is named as skipped."""
-    rows = list_csv(file, file.resolve().parent, allow_outside=True, multi_label=True)
-    split = {entry.relative: entry.split for entry in rows.entries}
-    listing.split_source = "csv"
-    kept = []
-    for entry in listing.entries:
-        part = split.get(entry.relative)
-        if part is None:
-            listing.skipped.append(Skipped(entry.path, f"not in {file.name}"))
-        else:
-            kept.append(entry._replace(split=part))
-    gone = split.keys() - {entry.relative for entry in kept}
-    listing.skipped += [Skipped(base / name, f"in {file.name}, but not in the data any more") for name in gone]
-    if not kept:
-        raise DataError(f"{file}: names none of the photos of this data; give the data that the run was trained on")
-    listing.entries = kept
+def _undo_split_without_train(listing: Listing) -> None:
+    """Held-out photos without any to train on are data that is not yet split.
+
+    Raises:
+        DataError: there is a folder for training photos, and nothing in it; others must not take their place.
+    """
+    if not listing.entries or any(entry.split in (None, "train") for entry in listing.entries):
+        return
+    empty = listing.empty_train or next(
+        (path for path, (_, part) in listing.class_folders.items() if part == "train"), None
+    )
+    if empty is not None:
+        raise DataError(f"{empty}: no image in it to train on; put the images of each class into a folder there")
+    parts = {entry.split for entry in listing.entries}
+    undone = "val" if parts == {"val", "test"} else next(iter(parts))  # beside val, test stays what it is
+    listing.entries = [one._replace(split=None) if one.split == undone else one for one in listing.entries]
+    listing.class_folders = {
+        path: (name, None if part == undone else part) for path, (name, part) in listing.class_folders.items()
+    }
+    listing.split_source = "none" if len(parts) == 1 else listing.split_source
+
+
+def _empty_folders(listing: Listing, usable: Sequence[Entry]) -> list[Skipped]:
+    """Class folders without a usable photo; in a training part they are an error, unless the classes are fixed."""
+    filled = {name for entry in usable if isinstance(entry.path, Path) for name in entry.path.parents}
+    return [
+        Skipped(folder, "no usable image in this class") for folder in listing.class_folders if folder not in filled
+    ]
 
 
 def _verified(
@@ -180,7 +183,7 @@ def _verified(
     good: list[Entry] = []
     bad: list[Skipped] = []
     # Pillow warns about harmless oddities (metadata, palettes) of files that decode; one warning each would be noise.
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, usable_processors())) as pool:
         warnings.simplefilter("ignore")
         for done, (entry, reason) in enumerate(zip(entries, pool.map(problem, entries), strict=True), start=1):
             if reason is None:
@@ -200,8 +203,10 @@ def _class_names(
     fixed: Sequence[str] | None,
     multi_label: bool,
 ) -> list[str]:
-    counts = Counter(name for entry in usable for name in entry.labels)
-    empty = [] if listing.names is not None else sorted(name for name in listing.classes if not counts[name])
+    counted = [entry for entry in usable if fixed is not None or entry.split in (None, "train")]
+    counts = Counter(name for entry in counted for name in entry.labels)
+    may_lack = fixed is not None or listing.names is not None
+    empty = [] if may_lack else sorted(name for name in listing.learned_classes() if not counts[name])
     if empty or not counts:
         example = f"; {bad[0].path}: {bad[0].reason}" if bad else ""
         what = f"in class {', '.join(map(repr, empty))}" if empty else "with a class"
@@ -225,43 +230,25 @@ def _class_names(
     return list(listing.names)
 
 
-def _check_val_classes(source: str, usable: Sequence[Entry]) -> None:
+def _check_held_out_classes(source: str, usable: Sequence[Entry]) -> None:
     labels = {
-        split: {name for entry in usable if (entry.split or "train") == split for name in entry.labels}
-        for split in ("train", "val")
+        part: {name for entry in usable if (entry.split or "train") == part for name in entry.labels}
+        for part in ("train", "val", "test")
     }
-    unknown = sorted(labels["val"] - labels["train"])
-    if unknown and labels["train"]:
-        raise DataError(
-            f"{source}: class {', '.join(map(repr, unknown))} is in the validation part but has no training image"
-        )
-
-
-def held_out(names: Sequence[str], labels: Sequence[tuple[Any, ...]], val_fraction: float, seed: int) -> list[bool]:
-    """Which photos to hold out: round(val_fraction * n) of each class, one at least and never all.
-
-    Args:
-        names: of the photos; with the seed they decide which.
-        labels: the classes of each, by name or number; a photo of several counts for the rarest of them.
-        val_fraction: 0 holds out nothing.
-        seed: decides which.
-    """
-    counts = Counter(label for found in labels for label in found)
-    by_class: dict[Any, list[int]] = {}
-    for place, found in enumerate(labels):
-        rarest = min(found, key=lambda label: (counts[label], label), default=None)
-        by_class.setdefault(rarest, []).append(place)
-    chosen = [False] * len(names)
-    for places in by_class.values():
-        count = min(max(1, round(val_fraction * len(places))), len(places) - 1) if val_fraction else 0
-        for place in sorted(places, key=lambda place: sha256(f"{seed}:{names[place]}".encode()).digest())[:count]:
-            chosen[place] = True
-    return chosen
+    for part in ("val", "test"):
+        unknown = sorted(labels[part] - labels["train"])
+        if unknown:
+            alike = sorted(name for name in labels["train"] if name.lower() == unknown[0].lower())
+            raise DataError(
+                f"{source}: class {', '.join(map(repr, unknown))} is in the {long_name(part)} part but has no training "
+                f"image{f' (there it is {alike[0]!r})' if alike else ''}"
+            )
 
 
 def _fingerprint(usable: Sequence[Entry]) -> str:
     digest = sha256()
     for entry in sorted(usable, key=lambda entry: entry.relative):
         size = entry.path.stat().st_size if isinstance(entry.path, Path) else entry.path.size
-        digest.update(f"{entry.relative}\0{size}\0{'|'.join(entry.labels)}\n".encode())
+        line = f"{entry.relative}\0{size}\0{'|'.join(entry.labels)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))  # a file name need not be UTF-8
     return digest.hexdigest()

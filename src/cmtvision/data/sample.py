@@ -5,6 +5,7 @@ with ``full`` the 60,000 training photos are fetched and the 10,000 are held out
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from cmtvision.data.idx import read_idx
+from cmtvision.data.user_cache import cache_folder
+from cmtvision.data.whole_folder import below, check_target, move_into_place, partial_folder
 from cmtvision.errors import DataError
 
 CLASSES = (
@@ -26,6 +29,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_SEED = 2017
 _VAL_PER_CLASS = 200
 _MARK = "FASHION-MNIST-LICENSE.txt"
+_PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x1c\0\0\0\x1c\x08\0"  # 28 x 28 pixels, 8 bits, gray
 Progress = Callable[[int, int], None]
 _Photos = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # (N, 28, 28) pixels, (N,) labels
 
@@ -65,22 +69,21 @@ def write_sample_data(
         DataError: the directory is not empty, the photos cannot be fetched, the disk is full.
     """
     target = Path(directory)
-    _check_target(target, overwrite)
+    check_target(target, overwrite, "photos", _foreign)
     bundled = resources.files("cmtvision.data") / "fashion_mnist"
-    test = _photos(bundled, "t10k", 10_000)
+    test = _test_photos()
     if full:
         folder = Path(source) if source is not None else _originals(cache_dir)
         origin, train, val = str(folder), _photos(folder, "train", 60_000), test
         parts = {"train": (train, np.arange(60_000)), "val": (val, np.arange(10_000))}
     else:
         origin = "bundled"
-        held_out = _held_out(test[1])
-        parts = {"train": (test, np.setdiff1d(np.arange(10_000), held_out)), "val": (test, held_out)}
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        parts = {part: (test, places) for part, places in _split(test[1]).items()}
+    partial = partial_folder(target)
     try:
         _write(partial, parts, progress)
         (partial / _MARK).write_bytes((bundled / "LICENSE").read_bytes())
-        _move_into_place(partial, target)
+        move_into_place(partial, target, _foreign)
     except OSError as error:
         raise DataError(f"{target}: the photos cannot be written ({error.strerror or error})") from None
     finally:
@@ -88,33 +91,45 @@ def write_sample_data(
     return SampleSummary(target, len(parts["train"][1]), len(parts["val"][1]), CLASSES, origin)
 
 
-def _held_out(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The places of the photos held out, sorted: the same number of each class."""
+def _split(labels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.int64]]:
+    """The places of the bundled photos in each part, sorted: the same number of each class is held out."""
     generator = np.random.Generator(np.random.PCG64(_SPLIT_SEED))
     chosen = [generator.permutation(np.flatnonzero(labels == label))[:_VAL_PER_CLASS] for label in range(len(CLASSES))]
-    return np.sort(np.concatenate(chosen))
+    held_out = np.sort(np.concatenate(chosen))
+    return {"train": np.setdiff1d(np.arange(len(labels)), held_out), "val": held_out}
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise DataError(f"{target}: is a file; name a folder to write the photos to")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise DataError(f"{target}: the folder is not empty; choose another, or use --overwrite to write it anew")
-    others = {item.name for item in target.iterdir()} - {"train", "val", _MARK, "split.csv"}
-    if others or not (target / _MARK).is_file():
-        example = f" (it holds {min(others)})" if others else ""
-        raise DataError(
-            f"{target}: not overwritten, since not all in it is sample data{example}; choose another folder"
-        )
+def _foreign(folder: Path) -> str | None:
+    """What ``write_sample_data`` did not write there: any other name, link, or file that is no photo of its kind."""
+    labels = _test_photos()[1]
+    files = {_name(part, labels[place], place) for part, places in _split(labels).items() for place in places.tolist()}
+    full = any(int(file.stem) >= len(labels) for file in folder.glob(f"train/*/{'[0-9]' * 5}.png"))
+    if full:
+        files = {_name("val", label, place) for place, label in enumerate(labels)}
+    folders = {"train", "val", *(f"{part}/{name}" for part in ("train", "val") for name in CLASSES)}
+    classes = "|".join(map(re.escape, CLASSES))
+    for name, item in below(folder):
+        if item.is_symlink() or item.is_dir():
+            ours = name in folders and not item.is_symlink()
+        elif name == _MARK:
+            ours = True
+        else:  # the labels of the original training photos are not at hand: their names must be of the kind
+            kind = full and re.fullmatch(rf"train/({classes})/[0-5][0-9]{{4}}\.png", name)
+            ours = bool(name in files or kind) and _is_photo(item)
+        if not ours:
+            return f"it holds {name}"
+    return None if (folder / _MARK).is_file() else f"it has no {_MARK}"
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
-    if target.exists():
-        # Checked before: it is empty or holds sample data only.
-        shutil.rmtree(target)
-    partial.replace(target)
+def _is_photo(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(_PNG_HEADER)) == _PNG_HEADER
+
+
+def _name(part: str, label: int, place: int) -> str:
+    return f"{part}/{CLASSES[label]}/{place:05d}.png"
 
 
 def _write(folder: Path, parts: dict[str, tuple[_Photos, npt.NDArray[np.int64]]], progress: Progress | None) -> None:
@@ -124,11 +139,15 @@ def _write(folder: Path, parts: dict[str, tuple[_Photos, npt.NDArray[np.int64]]]
         for name in CLASSES:
             (folder / part / name).mkdir(parents=True)
         for place in places.tolist():
-            file = folder / part / CLASSES[labels[place]] / f"{place:05d}.png"
+            file = folder / _name(part, labels[place], place)
             Image.fromarray(images[place]).save(file, format="PNG", compress_level=1)
             done += 1
             if progress is not None and (done % 500 == 0 or done == total):
                 progress(done, total)
+
+
+def _test_photos() -> _Photos:
+    return _photos(resources.files("cmtvision.data") / "fashion_mnist", "t10k", 10_000)
 
 
 def _photos(folder: Path | Traversable, part: str, count: int) -> _Photos:
@@ -143,7 +162,7 @@ def _originals(cache_dir: str | os.PathLike[str] | None) -> Path:
     """The folder of the original files, downloaded where the Debian package is not installed."""
     if (DEBIAN_FOLDER / "train-images-idx3-ubyte.gz").is_file():
         return DEBIAN_FOLDER
-    cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmtvision")
+    cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     folder = cache / "FashionMNIST" / "raw"
     if (folder / "train-images-idx3-ubyte.gz").is_file() and (folder / "train-labels-idx1-ubyte.gz").is_file():
         return folder

@@ -16,11 +16,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cmtvision.data.index import Skipped
 from cmtvision.data.labels import resolve
-from cmtvision.data.listing import Entry, Listing, settle_splits
+from cmtvision.data.listing import Entry, Listing, class_folders, settle_splits
 from cmtvision.data.photos import StoredPhoto
 from cmtvision.data.shard_names import expand, join, parent, part_of, read_small, shards_in
 from cmtvision.data.shards import Shard, filesystem, is_url, remote_errors
+from cmtvision.data.splits import part_named
 from cmtvision.data.tar_scan import ScannedShard, scan_tar
 from cmtvision.data.user_cache import cache_folder
 from cmtvision.errors import DataError
@@ -29,11 +31,12 @@ INDEX_FILE = "index.json"
 CLASSES_FILE = "classes.json"
 FORMAT = "cmtvision shards"
 VERSION = 1
+_SCAN = 2  # of what is kept of a shard without an index
 MAX_INDEX_BYTES = 4_000_000_000
 
 
 class _Found(NamedTuple):
-    """A shard with what is in it; ``part`` is train, val or None."""
+    """A shard with what is in it; ``part`` is train, val, test or None."""
 
     shard: Shard
     part: str | None
@@ -41,12 +44,17 @@ class _Found(NamedTuple):
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a local path means shards: a .tar, or a folder with .tar files in it or in its train/."""
-    if re.search(r"\.(tar(\.\w+)?|tgz)$", path.name):
+    """Whether a local path means shards: a .tar, or a folder with .tar files in it or in its train/, val/ or test/.
+
+    A folder with class folders is a folder of class folders, and a .tar in it a stray one, unless our own index.json
+    says that the folder is shards.
+    """
+    if not path.is_dir():
+        return re.search(r"\.(tar(\.\w+)?|tgz)$", path.name) is not None
+    if _is_ours(path / INDEX_FILE):
         return True
-    return path.is_dir() and (
-        _is_ours(path / INDEX_FILE) or any(path.glob("*.tar")) or any((path / "train").glob("*.tar"))
-    )
+    found = any(path.glob("*.tar")) or any(part_named(tar.parent.name) for tar in path.glob("*/*.tar"))
+    return found and not class_folders(path)
 
 
 def list_shards(
@@ -74,9 +82,13 @@ def list_shards(
     index = _index_above(folder, source if files is None else None)
     if index is not None:
         return _from_index(*index, None if files is None else set(files), source, multi_label)
-    parts = shards_in(source) if files is None else [(file, part_of(file)) for file in files]
+    stray: list[str] = []
+    if files is None:
+        parts, stray = shards_in(source)
+    else:
+        parts = [(file, part_of(file)) for file in files]
     if not parts:
-        raise DataError(f"{source}: no shards found; expected .tar files, or train/ and val/ with .tar files")
+        raise DataError(f"{source}: no shards found; expected .tar files, or train/, val/ and test/ with .tar files")
     names = _declared_classes(folder)
     found = []
     with ThreadPoolExecutor(8) as pool:  # an object store is slow to answer, and answers many at a time
@@ -88,6 +100,7 @@ def list_shards(
     raw = [label for one in found for label in one.content.labels]
     labels, order = resolve(raw, places, names=names, fixed=fixed, multi_label=multi_label, source=source)
     listing = Listing(names=order, trusted=True)
+    listing.skipped += [Skipped(Path(file), "beside folders of shards, no part of them") for file in stray]
     # Names don't depend on where the shards are, so that their split doesn't either.
     folders = [one.shard.location.split("/")[:-1] for one in found]
     depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
@@ -97,15 +110,13 @@ def list_shards(
         for name, offset, size in zip(*one.content[:3], strict=True):
             photo = StoredPhoto(one.shard, f"{short}/{name}", offset, size)
             listing.entries.append(Entry(photo, photo.name, next(rest), one.part))
-    listing.classes.update(name for names in labels for name in names)
     _settle(listing, source)
     return listing
 
 
 def _settle(listing: Listing, source: str) -> None:
-    if any(entry.split == "val" for entry in listing.entries):
-        settle_splits(listing, source)
-        listing.split_source = "folders" if listing.split_source == "csv" else listing.split_source
+    if any(entry.split in ("val", "test") for entry in listing.entries):
+        settle_splits(listing, source, "folders")
     else:
         listing.entries = [entry._replace(split=None) for entry in listing.entries]
 
@@ -131,7 +142,6 @@ def _from_index(file: str, index: dict[str, Any], only: set[str] | None, source:
                                 f"(0 to {len(names) - 1}); write the shards anew")  # fmt: skip
             labels = tuple(sorted(names[number] for number in numbers))
             listing.entries.append(Entry(StoredPhoto(shard, name, offset, size), name, labels, one["part"]))
-    listing.classes.update(names)
     _settle(listing, source)
     if not listing.entries:
         raise DataError(f"{source}: {file} does not list these shards; give the folder of the index, or move it away")
@@ -147,7 +157,7 @@ def _check_local(file: Path, size: int) -> None:
 
 
 def _index_above(folder: str, asked: str | None) -> tuple[str, dict[str, Any]] | None:
-    """Our index.json in a folder or the one above it (shards stand in train/ and val/), or None."""
+    """Our index.json in a folder or the one above it (shards stand in train/, val/ and test/), or None."""
     for place in [folder] if asked is not None else [folder, parent(folder)]:
         file = join(place, INDEX_FILE)
         text = read_small(file, MAX_INDEX_BYTES)
@@ -165,13 +175,13 @@ def _checked_index(file: str, text: bytes) -> dict[str, Any]:
         if not all(isinstance(name, str) for name in index["classes"]) or not isinstance(index["multi_label"], bool):
             raise DataError(wrong)
         for one in index["shards"]:
-            if not re.fullmatch(r"((train|val)/)?[0-9A-Za-z_-]+\.tar", one["file"]):
+            if not re.fullmatch(r"((train|val|test)/)?[0-9A-Za-z_-]+\.tar", one["file"]):
                 raise DataError(f"{file}: {one['file']!r} is no name of a shard here; write the shards anew")
             columns = [one[key] for key in ("names", "offsets", "sizes", "labels")]
             whole = all(isinstance(number, int) and number >= 0 for key in ("offsets", "sizes") for number in one[key])
             if len(set(map(len, columns))) != 1 or not whole or not isinstance(one["size"], int):
                 raise DataError(wrong)
-            if not isinstance(one["sha256"], str) or one["part"] not in ("train", "val", None):
+            if not isinstance(one["sha256"], str) or one["part"] not in ("train", "val", "test", None):
                 raise DataError(wrong)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(wrong) from None
@@ -226,7 +236,7 @@ def _scanned(file: str, part: str | None, label_column: str | None) -> _Found:
             raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
         num_bytes, version = status.st_size, str(status.st_mtime_ns)
     shard = Shard(file, num_bytes, version)
-    key = sha256(json.dumps([VERSION, file, num_bytes, version, label_column]).encode()).hexdigest()
+    key = sha256(json.dumps([_SCAN, file, num_bytes, version, label_column]).encode()).hexdigest()
     kept = cache_folder("shard_indices") / f"{key}.json"
     try:
         return _Found(shard, part, ScannedShard(*json.loads(kept.read_text(encoding="utf-8"))))

@@ -1,16 +1,15 @@
 """Which files a path, a URL or a pattern with braces means as shards, and which of them are held out."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from cmtvision.data.listing import VAL_NAMES
 from cmtvision.data.shards import filesystem, is_url, remote_errors
+from cmtvision.data.splits import part_named, part_of_file, parts_of
 from cmtvision.errors import DataError
 
 _MAX_SHARDS = 100_000
-_SPLITS = {"train": "train", **dict.fromkeys(VAL_NAMES, "val")}
 
 
 def expand(source: str) -> list[str] | None:
@@ -28,23 +27,25 @@ def expand(source: str) -> list[str] | None:
     return ["".join(pieces) for pieces in product(*choices)]
 
 
-def shards_in(folder: str) -> list[tuple[str, str | None]]:
-    """The .tar files of a folder, or those of its train/ and val/ (or valid, validation, test)."""
-    direct = [(file, part_of(file)) for file in _tars(folder)]
-    if direct:
-        return direct
-    train = [(file, "train") for file in _tars(join(folder, "train"))]
-    held_out: Iterable[list[str]] = (_tars(join(folder, name)) for name in VAL_NAMES)
-    return [*train, *((file, "val") for file in next(filter(None, held_out), []))] if train else []
+def shards_in(folder: str) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """The .tar files of a folder, or those of its train/, val/ and test/, each with its part; and those left out.
+
+    Raises:
+        DataError: two folders or kinds of names for one part.
+    """
+    by_name = {place.rpartition("/")[2]: tars for place in _folders(folder) if (tars := _tars(place))}
+    parts = parts_of(by_name, folder)
+    direct = _tars(folder)
+    if parts:
+        return [(file, part) for name, part in parts.items() for file in by_name[name]], direct
+    parts_of((file.rpartition("/")[2] for file in direct), folder, of_files=True)
+    return [(file, part_of(file)) for file in direct], []
 
 
 def part_of(file: str) -> str | None:
-    """train or val by a shard's own name (train-000000.tar), or by its folder's."""
+    """train, val or test by a shard's own name (train-000000.tar), or by its folder's."""
     folder, _, name = file.rpartition("/")
-    for word in (re.split(r"[^a-z]", name.lower())[0], folder.rpartition("/")[2].lower()):
-        if word in _SPLITS:
-            return _SPLITS[word]
-    return None
+    return part_of_file(name) or part_named(folder.rpartition("/")[2])
 
 
 def read_small(file: str, limit: int) -> bytes | None:
@@ -96,3 +97,16 @@ def _tars(folder: str) -> list[str]:
     files, path = filesystem(folder)
     with remote_errors(folder):
         return sorted(files.unstrip_protocol(name) for name in files.glob(f"{path.rstrip('/')}/*.tar"))
+
+
+def _folders(folder: str) -> list[str]:
+    """The folders in a folder that are named as a part."""
+    if not is_url(folder):
+        place = Path(folder)
+        found = [str(one) for one in place.iterdir() if one.is_dir()] if place.is_dir() else []
+    else:
+        files, path = filesystem(folder)
+        with remote_errors(folder):
+            inside = files.ls(path.rstrip("/"), detail=True) if files.isdir(path) else []
+        found = [files.unstrip_protocol(one["name"].rstrip("/")) for one in inside if one["type"] == "directory"]
+    return sorted(one for one in found if part_named(one.rpartition("/")[2]))

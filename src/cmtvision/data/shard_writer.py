@@ -25,6 +25,7 @@ from cmtvision.data.decode import MAX_BYTES, open_image
 from cmtvision.data.index import DatasetIndex, Sample
 from cmtvision.data.photos import PhotoPath
 from cmtvision.data.shard_index import CLASSES_FILE, FORMAT, INDEX_FILE, VERSION, shard_files
+from cmtvision.data.whole_folder import below, check_target, move_into_place, partial_folder
 from cmtvision.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -34,7 +35,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What was written: the folder, its shards, photos in each part (train is all where none is held out), bytes."""
+    """What was written: the folder, its shards, photos in each part (train is all where none is set apart), bytes."""
 
     directory: Path
     num_shards: int
@@ -42,6 +43,7 @@ class ShardSummary:
     num_val: int
     num_bytes: int
     classes: tuple[str, ...]
+    num_test: int = 0
 
 
 def write_shards(
@@ -57,8 +59,8 @@ def write_shards(
 ) -> ShardSummary:
     """Write the photos of an index as shards, mixed by the seed so that a window of shards has all classes.
 
-    With a validation part they stand in train/ and val/; else in the folder itself, and are split when they are read,
-    exactly as the original would be.
+    With a validation or test part they stand in train/, val/ and test/; else in the folder itself, and are split when
+    they are read, exactly as the original would be.
 
     Args:
         index: what ``read_dataset`` gave; photos that it skipped are left out.
@@ -80,11 +82,14 @@ def write_shards(
         raise DataError(f"shard size: got {shard_bytes} bytes, expected at least 1")
     if short_side is not None and short_side < 1:
         raise DataError(f"short side: got {short_side} pixels, expected at least 1")
-    _check_target(target, overwrite)
+    check_target(target, overwrite, "shards", _foreign)
     take = partial(_shrunk_file, max_bytes=max_bytes, short_side=short_side)
-    parts = {"train": index.train, "val": index.val} if index.val else {None: index.train}
-    total = len(index.train) + len(index.val)
-    unfinished = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    parts: dict[str | None, list[Sample]] = {"train": index.train, "val": index.val, "test": index.test}
+    parts = {part: samples for part, samples in parts.items() if samples}
+    if list(parts) == ["train"]:
+        parts = {None: index.train}
+    total = len(index.samples)
+    unfinished = partial_folder(target)
     shards: list[dict[str, Any]] = []
     done = 0
     try:
@@ -101,18 +106,18 @@ def write_shards(
             "format": FORMAT, "version": VERSION, "classes": index.classes, "multi_label": index.multi_label,
             "seed": seed, "short_side": short_side, "fingerprint": index.fingerprint, "shards": shards,
         }  # fmt: skip
-        (unfinished / CLASSES_FILE).write_text(json.dumps(index.classes, ensure_ascii=False) + "\n", encoding="utf-8")
-        with (unfinished / INDEX_FILE).open("w", encoding="utf-8") as file:
+        # Bytes of a name that are no UTF-8 become \udcXX, which is how JSON spells them too.
+        (unfinished / CLASSES_FILE).write_bytes(_json(index.classes) + b"\n")
+        with (unfinished / INDEX_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(content, file, separators=(",", ":"), ensure_ascii=False)
-        if target.exists():
-            shutil.rmtree(target)  # checked before: it is empty or holds shards only
-        unfinished.replace(target)
+        move_into_place(unfinished, target, _foreign)
     except OSError as error:
         raise DataError(f"{target}: the shards cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     num_bytes = sum(shard["size"] for shard in shards)
-    return ShardSummary(target, len(shards), len(index.train), len(index.val), num_bytes, tuple(index.classes))
+    counts = len(index.train), len(index.val)
+    return ShardSummary(target, len(shards), *counts, num_bytes, tuple(index.classes), len(index.test))
 
 
 def _write_shard(
@@ -153,8 +158,12 @@ def _write_shard(
 
 def _label(sample: Sample, index: DatasetIndex) -> bytes:
     if index.multi_label:
-        return json.dumps({"labels": [index.classes[label] for label in sample.labels]}, ensure_ascii=False).encode()
+        return _json({"labels": [index.classes[label] for label in sample.labels]})
     return str(sample.label).encode()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _shrunk_file(path: PhotoPath, max_bytes: int, short_side: int | None) -> tuple[bytes, str]:
@@ -209,16 +218,12 @@ def _member(name: str, content: bytes) -> tarfile.TarInfo:
     return member
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise DataError(f"{target}: is a file; name a folder to write the shards to")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise DataError(f"{target}: the folder is not empty; choose another, or use --overwrite to write it anew")
-    written = {CLASSES_FILE, INDEX_FILE, *shard_files(str(target / INDEX_FILE))}
-    others = {file.relative_to(target).as_posix() for file in target.rglob("*") if not file.is_dir()} - written
-    if others or len(written) == 2:
-        example = f" (it holds {min(others)})" if others else ""
-        raise DataError(f"{target}: not overwritten, since not all in it is shards written here{example}; "
-                        "choose another folder")  # fmt: skip
+def _foreign(folder: Path) -> str | None:
+    """What ``write_shards`` did not write there."""
+    shards = shard_files(str(folder / INDEX_FILE))
+    files = {CLASSES_FILE, INDEX_FILE, *shards}
+    folders = {PurePosixPath(name).parent.as_posix() for name in shards}
+    for name, item in below(folder):
+        if item.is_symlink() or name not in (folders if item.is_dir() else files):
+            return f"it holds {name}"
+    return None if shards else f"it has no {INDEX_FILE} of shards"

@@ -39,6 +39,13 @@ def source_text(path: str | PathLike[str]) -> str:
     return text
 
 
+def is_remote(text: str) -> bool:
+    """Whether reading a source may ask the network: a URL, or another library's set that is no folder here."""
+    text = source_text(text)
+    kind, _, name = text.partition(":")
+    return is_url(text) or kind == "torchvision" or (kind == "hf" and not Path(name).exists())
+
+
 def absolute(text: str) -> str:
     """The same source, independent of the current folder."""
     if is_url(text):

@@ -17,22 +17,41 @@ import numpy.typing as npt
 
 from cmtvision.data.index import Skipped
 from cmtvision.data.labels import resolve
-from cmtvision.data.listing import VAL_NAMES, Entry, Listing, inside, settle_splits, split_word
+from cmtvision.data.listing import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    Entry,
+    Listing,
+    class_folders,
+    inside,
+    pick_column,
+    settle_splits,
+)
 from cmtvision.data.photos import PhotoPath, StoredPhoto
 from cmtvision.data.shards import Shard
+from cmtvision.data.splits import parts_of, split_word
 from cmtvision.data.user_cache import cache_folder
 from cmtvision.errors import DataError
 
-IMAGE_COLUMNS = ("image", "img", "photo", "picture", "path", "image_path", "file", "file_name", "filename", "bytes")
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
 SUFFIXES = (".parquet", ".pq")
 _ROWS = 64
-_SPLITS = {"train": "train", **dict.fromkeys(VAL_NAMES, "val")}
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path is a Parquet file, or a folder with Parquet files in it."""
-    return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(_tables(path)))
+    """Whether a path is a Parquet file, or a folder with Parquet files in it.
+
+    Raises:
+        DataError: a folder with both tables and class folders: images beside a table may well be its own, so neither
+            reading is safe.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    tables = _tables(path) if path.is_dir() else []
+    classes = class_folders(path) if tables else []
+    if len(classes) > 1:
+        raise DataError(f"{path}: holds a table ({tables[0].name}) and class folders ({', '.join(classes[:3])}, ...); "
+                        f"give {tables[0]} itself, or move it away")  # fmt: skip
+    return bool(tables)
 
 
 def list_parquet(
@@ -53,22 +72,26 @@ def list_parquet(
     listing = Listing()
     raw: list[Any] = []
     names: list[str] | None = None
-    splits: set[str | None] = set()
-    for file in _tables(source) if source.is_dir() else [source]:
+    files = _tables(source) if source.is_dir() else [source]
+    parts = parts_of((file.name for file in files), str(source), of_files=True) if source.is_dir() else {}
+    for file in files:
         table = _open(file)
         columns = table.schema_arrow.names
+        part = parts.get(file.name)
+        if part == "test" and len(files) > 1 and _has_no_labels(table, label_column):
+            listing.skipped.append(Skipped(file, "a test part without labels"))
+            continue
         image = pick_column(columns, image_column, IMAGE_COLUMNS, str(file), "image")
         label = pick_column(columns, label_column, LABEL_COLUMNS, str(file), "label")
         names = names or _class_names(table.schema_arrow, label)
-        part = _SPLITS.get(file.stem.lower().replace("_", "-").partition("-")[0]) if source.is_dir() else None
-        words = table.read(columns=["split"]).column(0).to_pylist() if "split" in columns else None
+        split_column = next((name for name in columns if name.lower() == "split"), None)
+        words = table.read(columns=[split_column]).column(0).to_pylist() if split_column is not None else None
         photos = _photos(table, file, image, root, allow_outside)
         raw += table.read(columns=[label]).column(0).to_pylist()
         for row, photo in enumerate(photos):
             split = split_word(words[row], f"{file} row {row}") if words is not None else part
             name = photo.name if isinstance(photo, StoredPhoto) else Path(relpath(photo, root)).as_posix()
             listing.entries.append(Entry(photo, name, (), split))
-            splits.add(split)
     places = [f"photo {entry.relative}" for entry in listing.entries]
     labels, order = resolve(raw, places, names=names, fixed=fixed, multi_label=multi_label, source=str(source))
     entries: dict[str, Entry] = {}
@@ -78,26 +101,8 @@ def list_parquet(
             listing.skipped.append(Skipped(entry.path, "listed twice"))
     listing.entries = list(entries.values())
     listing.names = order
-    listing.classes.update(name for found in labels for name in found)
     settle_splits(listing, str(source))
     return listing
-
-
-def pick_column(columns: Sequence[str], wanted: str | None, usual: Sequence[str], where: str, kind: str) -> str:
-    """The column of the image or label: the one asked for, else the first with a usual name.
-
-    Raises:
-        DataError: there is none.
-    """
-    if wanted is not None:
-        if wanted in columns:
-            return wanted
-        raise DataError(f"{where}: no column {wanted!r} (data.{kind}_column); it has {', '.join(columns) or 'none'}")
-    lower = {name.lower(): name for name in reversed(columns)}
-    found = next((lower[name] for name in usual if name in lower), None)
-    if found is None:
-        raise DataError(f"{where}: no column {kind}; name it by data.{kind}_column=... (it has {', '.join(columns)})")
-    return found
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -114,6 +119,16 @@ def _open(file: Path) -> Any:
         return parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: cannot be read as Parquet ({_one_line(error)})") from None
+
+
+def _has_no_labels(table: Any, label_column: str | None) -> bool:
+    """Whether a table's labels are not published: no such column, or nothing in it but nulls and -1."""
+    columns = table.schema_arrow.names
+    try:
+        label = pick_column(columns, label_column, LABEL_COLUMNS, "", "label")
+    except DataError:
+        return True
+    return all(value is None or value == -1 for value in table.read(columns=[label]).column(0).to_pylist())
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from cmtvision.data.listing import EXTENSIONS
+from cmtvision.data.listing import EXTENSIONS, plain_name
 from cmtvision.errors import DataError
 
 _MAX_LABEL_BYTES = 1_000_000
@@ -17,7 +17,7 @@ _LABEL_KEYS = ("label", "labels", "cls", "class")
 
 
 class ScannedShard(NamedTuple):
-    """The photos of a shard, in its order: names, offsets and sizes in bytes, labels as they were written."""
+    """The photos of a shard, in its order: plain names, offsets and sizes in bytes, labels as they were written."""
 
     names: list[str]
     offsets: list[int]
@@ -47,11 +47,14 @@ def scan_tar(file: IO[bytes], num_bytes: int, where: str, label_column: str | No
                     continue  # links, folders and devices: nothing here is followed or made
                 if member.offset_data + member.size > num_bytes:
                     raise DataError(f"{where}: {member.name} ends behind the end of the shard; write or copy it anew")
-                key, extension = _key(member.name)
+                name = plain_name(member.name)
+                if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+                    continue  # what macOS and editors leave beside photos, as in folders
+                key, extension = _key(name)
                 if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
                     if key in images:
                         raise DataError(f"{where}: two images are called {key}; give each sample a name of its own")
-                    images[key] = (member.name, member.offset_data, member.size)
+                    images[key] = (name, member.offset_data, member.size)
                 elif extension in {"cls", "json"} and member.size <= _MAX_LABEL_BYTES:
                     content = tar.extractfile(member)
                     assert content is not None  # it is a regular file

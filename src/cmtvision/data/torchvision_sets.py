@@ -1,5 +1,5 @@
 """torchvision's classification sets: ``torchvision:NAME``, downloaded into the user's cache folder, or
-``torchvision:NAME:FOLDER`` where they are already. Splits are those that published results use.
+``torchvision:NAME:FOLDER`` where they are already. Parts are those that the sets come with.
 """
 
 import sys
@@ -21,22 +21,28 @@ from cmtvision.data.user_cache import cache_folder
 from cmtvision.errors import DataError
 
 _Arguments: TypeAlias = tuple[tuple[str, Any], ...]
-_BOOLEAN = (((("train", True),),), ((("train", False),),))
-_TRAIN_TEST = (((("split", "train"),),), ((("split", "test"),),))
-_TRAIN_VAL = (((("split", "train"),),), ((("split", "val"),),))
-_TRAINVAL_TEST = (((("split", "trainval"),),), ((("split", "test"),),))
-_BOTH_TEST = (((("split", "train"),), (("split", "val"),)), ((("split", "test"),),))
-_ALL: tuple[tuple[_Arguments, ...], tuple[_Arguments, ...]] = (((),), ())
-SETS: dict[str, tuple[tuple[_Arguments, ...], tuple[_Arguments, ...]]] = {
-    **dict.fromkeys(("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR100"), _BOOLEAN),
-    **dict.fromkeys(("SVHN", "STL10", "Food101", "StanfordCars", "GTSRB", "RenderedSST2", "PCAM"), _TRAIN_TEST),
-    **dict.fromkeys(("OxfordIIITPet", "FGVCAircraft"), _TRAINVAL_TEST),
-    **dict.fromkeys(("Flowers102", "DTD"), _BOTH_TEST),
-    **dict.fromkeys(("ImageNet", "Imagenette"), _TRAIN_VAL),
-    **dict.fromkeys(("EuroSAT", "Caltech101", "Caltech256", "SUN397"), _ALL),
-    "Country211": (((("split", "train"),),), ((("split", "valid"),),)),
+_Choice: TypeAlias = tuple[_Arguments, ...]
+
+
+def _splits(train: str, val: str | None = None, test: str | None = None) -> tuple[_Choice, _Choice, _Choice]:
+    return tuple(() if word is None else ((("split", word),),) for word in (train, val, test))  # type: ignore[return-value]
+
+
+SETS: dict[str, tuple[_Choice, _Choice, _Choice]] = {
+    **dict.fromkeys(
+        ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR100"),
+        (((("train", True),),), (), ((("train", False),),)),
+    ),
+    **dict.fromkeys(("SVHN", "STL10", "Food101", "StanfordCars", "GTSRB"), _splits("train", test="test")),
+    "OxfordIIITPet": _splits("trainval", test="test"),
+    **dict.fromkeys(
+        ("Flowers102", "DTD", "FGVCAircraft", "RenderedSST2", "PCAM"), _splits("train", val="val", test="test")
+    ),
+    "Country211": _splits("train", val="valid", test="test"),
+    **dict.fromkeys(("ImageNet", "Imagenette"), _splits("train", val="val")),  # what is published is measured on val
+    **dict.fromkeys(("EuroSAT", "Caltech101", "Caltech256", "SUN397"), (((),), (), ())),
 }
-"""Name -> the arguments that give the training photos, and those that give the held-out ones."""
+"""Name -> the arguments that give the photos of train, val and test; none for a part that a set does not have."""
 _NO_DOWNLOAD = ("ImageNet", "StanfordCars")  # torchvision cannot fetch these any more
 _FILE_LISTS = ("_image_files", "_images", "_samples", "samples")
 _LABEL_LISTS = ("targets", "labels", "_labels", "y")
@@ -72,11 +78,11 @@ def list_torchvision(source: str, *, fixed: Sequence[str] | None) -> Listing:
         hint = f"did you mean {lower[close[0]]}?" if close else f"known are {', '.join(sorted(SETS))}"
         raise DataError(f"{source}: no classification set of torchvision; {hint}")
     root = str(Path(folder).resolve()) if folder else str(cache_folder())
-    train, held_out = SETS[name]
-    listing = Listing(split_source="folders" if held_out else "none", trusted=True)
+    parts = dict(zip(("train", "val", "test"), SETS[name], strict=True))
+    listing = Listing(split_source="folders" if parts["val"] or parts["test"] else "none", trusted=True)
     raw: list[Any] = []
     classes: Any = None
-    for part, choices in (("train" if held_out else None, train), ("val", held_out)):
+    for part, choices in parts.items():
         for arguments in choices:
             found = _load(name, root, arguments)
             classes = classes or getattr(found, "classes", None)
@@ -88,7 +94,6 @@ def list_torchvision(source: str, *, fixed: Sequence[str] | None) -> Listing:
     places = [f"photo {entry.relative}" for entry in listing.entries]
     labels, listing.names = resolve(raw, places, names=_names(classes), fixed=fixed, multi_label=False, source=source)
     listing.entries = [entry._replace(labels=one) for entry, one in zip(listing.entries, labels, strict=True)]
-    listing.classes.update(one for found in labels for one in found)
     return listing
 
 

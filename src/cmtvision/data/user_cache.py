@@ -1,20 +1,22 @@
 """The folder where downloads and indices are kept: cmtvision in the user's cache folder."""
 
-import os
 from pathlib import Path
 
 from cmtvision.errors import DataError
+from cmtvision.user_folders import user_cache_folder
 
 
 def cache_folder(*parts: str) -> Path:
     """A folder in it, made if it is not there; XDG_CACHE_HOME moves the whole.
 
+    Where there is no home folder, or none that may be written to, it is among the temporary files.
+
     Raises:
         DataError: it cannot be made.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base.joinpath("cmtvision", *parts)
+    folder = Path("cmtvision", *parts)
     try:
+        folder = user_cache_folder() / folder
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error

@@ -17,13 +17,14 @@ from typing import Any
 
 from cmtvision.artefact import Artefact
 from cmtvision.artefact.card import CARD_FILE, Card, read_card
+from cmtvision.artefact.export_files import BUNDLE_FILES, BUNDLE_PACKAGE
 from cmtvision.artefact.runtimes import import_onnxruntime
 from cmtvision.deploy.export import Exported, export
 from cmtvision.deploy.new_folder import new_folder
 from cmtvision.errors import ConfigError, ExportError
 
-PACKAGE = "cmtvision_preprocess"
-SCRIPT_FILE, REQUIREMENTS_FILE, README_FILE = "predict.py", "requirements.txt", "README.md"
+PACKAGE = BUNDLE_PACKAGE
+SCRIPT_FILE, REQUIREMENTS_FILE, README_FILE = BUNDLE_FILES
 SOURCES = ("errors.py", "data/photos.py", "data/decode.py", "data/preprocess.py")
 _OURS = re.compile(r"^(\s*from) cmtvision(?:\.data)?\.(errors|photos|decode|preprocess) import", re.MULTILINE)
 _PACKAGES = {"numpy", "PIL", "onnxruntime"}
@@ -172,8 +173,8 @@ predictor = Predictor()
 print(predictor.predict(["photo.jpg"])[0].label)
 ```
 
-Images are paths, bytes of a file, PIL images or arrays. An image that cannot be read is named in one line; the command
-goes on with the others and exits with 2.
+Images are paths, bytes of a file, open files, PIL images or arrays (H, W, C), one or a list of them. An image that
+cannot be read is named in one line; the command goes on with the others and exits with 2.
 
 | | |
 |---|---|

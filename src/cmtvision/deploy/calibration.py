@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmtvision.artefact.run_files import as_the_run_read, data_of
-from cmtvision.data import ImageSource, PhotoPath, Preprocess, Sample, StoredPhoto, read_dataset
+from cmtvision.artefact.run_files import SPLIT_FILE, check_local, data_of, read_as_the_run
+from cmtvision.data import DatasetIndex, ImageSource, PhotoPath, Preprocess, Sample, StoredPhoto, read_dataset
 from cmtvision.errors import ConfigError, DataError
 
 MIN_CALIBRATION = 32  # with fewer, the largest activation of the next photo is often outside the range
@@ -89,10 +89,12 @@ def read_photos(
     calibration: int | None = 300,
     num_images: int | None = None,
     seed: int = 0,
+    fingerprint: str = "",
 ) -> tuple[Photos, Photos]:
     """Calibration photos from the training part, evaluation photos from the held-out part.
 
-    A run's own data is split as the run split it. Data that holds nothing out is halved by the seed.
+    A run's own photos are in the parts that the run had them in. Other data with only one part for both is halved by
+    the seed, class by class; photos that are set apart for test are left alone.
 
     Args:
         run: folder of the model; None for one that is in no folder.
@@ -103,37 +105,65 @@ def read_photos(
         calibration: training photos to draw; all where there are fewer. None draws none.
         num_images: held-out photos to draw; None takes all.
         seed: of the draw.
+        fingerprint: of the data that the model was trained on, where its card says it.
 
     Raises:
-        ConfigError: no data given, and the run does not say where its own is.
+        ConfigError: no data given, and the run does not say where its own is, or it is not there any more.
         DataError: fewer than MIN_CALIBRATION photos, no labels, or photos that cannot be read.
     """
     if calibration is not None and calibration < MIN_CALIBRATION:
         raise DataError(f"calibration {calibration}: too few photos to know the ranges, give {MIN_CALIBRATION} or more")
-    if data is None and run is not None:
-        data = data_of(run)
-    if data is None:
-        name = "an artefact that is in no folder" if run is None else run
-        raise ConfigError(f"{name}: does not say what it was trained on; give DATA, a folder of photos")
-    options: dict[str, Any] = {"classes": list(classes), "multi_label": multi_label}
-    if run is not None:
-        options |= as_the_run_read(run, data)
-    index = read_dataset(data, val_fraction=0, **options)
-    if not index.val:
-        index = read_dataset(data, val_fraction=0.5, split_seed=seed, **options)
-    if not index.val:
-        raise DataError(f"{data}: no photos to measure the accuracy on; give a folder with train/ and val/")
+    index = _read(run, data, fingerprint, classes=list(classes), multi_label=multi_label)
+    to_draw, measured = index.train, index.val
+    if index.split_source != "run" and (not measured or (calibration is not None and not to_draw)):
+        if measured and index.test:
+            raise DataError(
+                f"{index.source}: no photos to calibrate with, only ones held out (val and test); "
+                "give a folder with train/"
+            )
+        to_draw, measured = _halves(to_draw or measured or index.test, seed)
+    if not measured:
+        trained = f"the run trained on all {len(index.train):,}, " if index.split_source == "run" else ""
+        raise DataError(
+            f"{index.source}: {trained}no photos to measure the accuracy on; give DATA, a folder with train/ and val/"
+        )
     draw = random.Random(seed)
-    chosen = draw.sample(index.train, min(calibration or 0, len(index.train)))
+    chosen = draw.sample(to_draw, min(calibration or 0, len(to_draw)))
     if calibration is not None and len(chosen) < MIN_CALIBRATION:
         raise DataError(
-            f"{data}: {len(chosen)} photos to calibrate with, {MIN_CALIBRATION} are the least; "
+            f"{index.source}: {len(chosen)} photos to calibrate with, {MIN_CALIBRATION} are the least; "
             "give more (half of a folder without train/ and val/ is kept for measuring)"
         )
-    held_out = index.val
-    if num_images is not None and num_images < len(held_out):
-        held_out = draw.sample(held_out, num_images)
-    return _photos(chosen, preprocess, multi_label), _photos(held_out, preprocess, multi_label)
+    if num_images is not None and num_images < len(measured):
+        measured = draw.sample(measured, num_images)
+    return _photos(chosen, preprocess, multi_label), _photos(measured, preprocess, multi_label)
+
+
+def _read(run: Path | None, data: str | Path | None, fingerprint: str, **options: Any) -> DatasetIndex:
+    """The photos of ``data``, or of the run, in the parts of the run or of the data. Raises as ``read_photos``."""
+    if data is not None and run is not None:
+        return read_as_the_run(run, data, fingerprint, **options)
+    if data is not None:
+        return read_dataset(data, val_fraction=0, **options)
+    own = data_of(run) if run is not None else None
+    if run is None or own is None:
+        name = "an artefact that is in no folder" if run is None else run
+        raise ConfigError(f"{name}: does not say what it was trained on; give DATA, a folder of photos")
+    try:
+        check_local(own)
+        index = read_as_the_run(run, own, fingerprint, **options)
+    except DataError as error:
+        raise ConfigError(f"{run}: the run's photos cannot be read where they were ({error}); give DATA") from error
+    if index.split_source != "run" and (run / SPLIT_FILE).is_file():
+        raise ConfigError(f"{run}: {own} no longer holds the photos that the run was trained on; give DATA")
+    return index
+
+
+def _halves(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Every second photo of each class, in an order by the seed, and the others."""
+    order = random.Random(seed).sample(samples, len(samples))
+    order.sort(key=lambda sample: (sample.label, sample.labels))  # stable: within a class as drawn
+    return sorted(order[::2]), sorted(order[1::2])
 
 
 def _photos(samples: Sequence[Sample], preprocess: Preprocess, multi_label: bool) -> Photos:

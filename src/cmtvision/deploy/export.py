@@ -14,6 +14,7 @@ import torch
 
 from cmtvision.artefact import Artefact, Card, Predictor, load, write_export_card
 from cmtvision.artefact.card import CARD_FILE, RuntimeName, read_card
+from cmtvision.artefact.export_files import EXPORTS_FOLDER
 from cmtvision.artefact.files import versions
 from cmtvision.artefact.runtimes import import_onnxruntime
 from cmtvision.data import ImageSource
@@ -26,8 +27,8 @@ from cmtvision.deploy.subject import as_size, open_subject, resized, size_name
 from cmtvision.deploy.torch_file import require_compiler, write_torch
 from cmtvision.deploy.verify import BATCHES, Verification, check_tolerance, verify
 from cmtvision.errors import CheckpointError, ConfigError, ExportError
+from cmtvision.machine import instruction_sets
 
-EXPORTS_FOLDER = "exports"
 Progress = Callable[[int, int], None]
 
 
@@ -125,6 +126,7 @@ def export(
             "img_size": list(size),
             "preprocess_inside": preprocess_inside,
             "compiled": compiled,
+            "instructions": instruction_sets() if compiled else [],
             "verification": None,
         }
         write_export_card(folder, artefact, block)

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cmtvision.artefact.card import CARD_FILE, Card, read_card
-from cmtvision.artefact.run_files import RECIPE_FILE, RUN_FILE, SPLIT_FILE
-from cmtvision.deploy.quantized import REPORT_FILE
+from cmtvision.artefact.export_files import (
+    BUNDLE_FILES,
+    BUNDLE_PACKAGE,
+    BUNDLE_SCRIPT,
+    PYTHON_CACHE,
+    QUANTIZATION_FILE,
+    RUN_FILES,
+)
 from cmtvision.errors import CheckpointError, ConfigError
-
-_RUN_FILES = (RECIPE_FILE, RUN_FILE, SPLIT_FILE)
-_CACHE = "__pycache__"  # Python leaves it beside a bundle's sources when they run
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
@@ -37,7 +40,7 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{out}: holds something other than an export ({CARD_FILE} would say so); choose another --out"
         )
-    foreign = _first_foreign(out, {CARD_FILE, REPORT_FILE, *_RUN_FILES, *card.export.sha256})
+    foreign = _first_foreign(out, {CARD_FILE, QUANTIZATION_FILE, *RUN_FILES, *card.export.sha256})
     if foreign is not None:
         raise ConfigError(f"{out}: besides an export it holds {foreign}; move that away, or choose another --out")
 
@@ -49,14 +52,14 @@ def _first_foreign(out: Path, files: set[str]) -> str | None:
         out: the folder of an export or a bundle.
         files: names of an export's files.
     """
-    from cmtvision.deploy.bundle import PACKAGE, README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE, SOURCES
+    from cmtvision.deploy.bundle import SOURCES
 
-    is_bundle = (out / SCRIPT_FILE).is_file() and (out / PACKAGE).is_dir()
+    is_bundle = (out / BUNDLE_SCRIPT).is_file() and (out / BUNDLE_PACKAGE).is_dir()
     if is_bundle:
-        files |= {README_FILE, REQUIREMENTS_FILE, SCRIPT_FILE}
+        files |= {*BUNDLE_FILES}
     sources = {"__init__.py", *(Path(name).name for name in SOURCES)}
     for entry in sorted(out.iterdir()):
-        if is_bundle and entry.name == PACKAGE and not entry.is_symlink():
+        if is_bundle and entry.name == BUNDLE_PACKAGE and not entry.is_symlink():
             inside = [one for one in sorted(entry.iterdir()) if not _is_ours(one, sources, is_bundle)]
             if inside:
                 return f"{entry.name}/{inside[0].name}"
@@ -66,7 +69,7 @@ def _first_foreign(out: Path, files: set[str]) -> str | None:
 
 
 def _is_ours(entry: Path, files: set[str], is_bundle: bool) -> bool:
-    if is_bundle and entry.name == _CACHE and entry.is_dir() and not entry.is_symlink():
+    if is_bundle and entry.name == PYTHON_CACHE and entry.is_dir() and not entry.is_symlink():
         return all(one.suffix == ".pyc" and one.is_file() for one in entry.iterdir())
     return entry.name in files and entry.is_file()
 
@@ -118,6 +121,6 @@ def _put(temporary: Path, place: Path) -> None:
 
 def copy_run_files(run: Path | None, folder: Path) -> None:
     """Copy a run's recipe, data record and split, as far as it has them: they say which photos it held out."""
-    for name in _RUN_FILES:
+    for name in RUN_FILES:
         if run is not None and (run / name).is_file():
             shutil.copyfile(run / name, folder / name)

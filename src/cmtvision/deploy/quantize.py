@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cmtvision.artefact import Artefact, Predictor, load, write_export_card
+from cmtvision.artefact.export_files import EXPORTS_FOLDER, QUANTIZATION_FILE
 from cmtvision.artefact.files import write_text
 from cmtvision.deploy.calibration import Photos, Progress, read_photos
-from cmtvision.deploy.export import EXPORTS_FOLDER, export
+from cmtvision.deploy.export import export
 from cmtvision.deploy.new_folder import copy_run_files, new_folder, refuse_existing
 from cmtvision.deploy.onnx_file import DEFAULT_OPSET
-from cmtvision.deploy.quantized import REPORT_FILE, Accuracy, Candidate, Layer, Quantized, Rest, group_rows
+from cmtvision.deploy.quantized import Accuracy, Candidate, Layer, Quantized, Rest, group_rows
 from cmtvision.deploy.search import MIN_WEIGHTS, Backend, Search
 from cmtvision.deploy.subject import as_size, open_subject, resized, size_name
 from cmtvision.deploy.verify import BATCHES, Verification, verify
@@ -112,6 +113,7 @@ def quantize(
         calibration=None if weight_only else DEFAULT_CALIBRATION if calibration is None else calibration,
         num_images=num_images,
         seed=seed,
+        fingerprint=str(artefact.provenance.get("data_fingerprint", "")),
     )
     with tempfile.TemporaryDirectory() as scratch, new_folder(target, overwrite) as folder:
         start = Path(scratch) / "fp32"
@@ -151,7 +153,7 @@ def quantize(
         _write_card(folder, artefact, result, files, precision, size, None)
         verification = _verified(artefact, folder, held_out, any_accuracy=max_drop is None)
         _write_card(folder, artefact, result, files, precision, size, verification)
-        write_text(folder / REPORT_FILE, json.dumps(result.to_dict(), indent=2) + "\n")
+        write_text(folder / QUANTIZATION_FILE, json.dumps(result.to_dict(), indent=2) + "\n")
         copy_run_files(run, folder)
     return result
 

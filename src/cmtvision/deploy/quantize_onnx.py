@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cmtvision.artefact.runtime_onnx import EXACT_INT8
 from cmtvision.artefact.runtimes import import_onnxruntime
-from cmtvision.artefact.threads import default_threads
 from cmtvision.deploy.calibration import Forward
 from cmtvision.deploy.half import fits_float16
 from cmtvision.deploy.onnx_file import ONNX_FILE, require_onnx
 from cmtvision.deploy.profile import attribute
 from cmtvision.deploy.quantized import Kind, Layer, Rest
 from cmtvision.errors import ConfigError, ExportError, first_line
+from cmtvision.machine import default_threads
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -227,6 +228,7 @@ def _session(model: "ModelProto", profile: str | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()
     options.inter_op_num_threads = 1
+    options.add_session_config_entry(*EXACT_INT8)
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling = True

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmtvision.artefact.runtime_openvino import HINTS
-from cmtvision.artefact.runtimes import import_openvino, openvino_core
-from cmtvision.artefact.threads import default_threads
+from cmtvision.artefact.runtime_openvino import arithmetic_settings, capabilities
+from cmtvision.artefact.runtimes import arithmetic_of, import_openvino, openvino_core
 from cmtvision.deploy.calibration import Forward
 from cmtvision.deploy.onnx_file import require_onnx
 from cmtvision.deploy.openvino_file import BIN_FILE, XML_FILE
@@ -38,6 +37,7 @@ from cmtvision.deploy.openvino_graph import (
 from cmtvision.deploy.profile import attribute
 from cmtvision.deploy.quantized import Layer, Rest
 from cmtvision.errors import ConfigError
+from cmtvision.machine import default_threads
 
 _PROFILED = 12
 
@@ -180,7 +180,7 @@ class OpenVinoQuantizer:
         model.reshape({0: [batch, *(int(edge.get_length()) for edge in shape[1:])]})
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": HINTS[rest],
+            **arithmetic_settings("int8", arithmetic_of(f"int8-{rest}", capabilities(self._core, "CPU"))),
             "INFERENCE_NUM_THREADS": default_threads(),
         }
         return self._core.compile_model(model, "CPU", {**settings, **more})
@@ -192,7 +192,7 @@ def check_openvino(rest: Rest) -> None:
     import_openvino(who)
     require_onnx(who, "openvino")  # the fp32 graph that it starts from is traced with it
     import_nncf()
-    if rest == "bf16" and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if rest == "bf16" and "bf16" not in capabilities(openvino_core(), "CPU"):
         raise ConfigError("rest bf16: this processor has no bfloat16 arithmetic; use fp32")
 
 

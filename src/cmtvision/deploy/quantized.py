@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 Kind = Literal["conv", "1x1 conv", "depthwise conv", "linear", "attention", "addition", "other"]
 Rest = Literal["fp32", "bf16"]
-REPORT_FILE = "quantization.json"  # beside the files of a quantised export
 _Z = 1.959963984540054  # of a 95% interval
 
 

@@ -47,7 +47,9 @@ def choose(images: Sequence[ImageSource], count: int, seed: int = 0) -> list[Ima
 
 
 def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, seed: int = 0) -> list[ImageSource] | None:
-    """So many of the photos that a run held out (of all, where it held out none); None where its data is not on record.
+    """So many of the photos that a run held out; None where its data is not on record.
+
+    Where it held out none, they are of those it trained on: photos set apart for test are not looked at.
 
     Raises:
         ConfigError: the data is not there any more, or none of its photos can be read; or a count below 1.
@@ -60,7 +62,7 @@ def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, see
         raise ConfigError(f"{folder}: the run's photos are gone ({error}); name others with --images") from error
     if index is None:
         return None
-    paths = [sample.path for sample in index.val or index.samples]
+    paths = [sample.path for sample in index.val or index.train]
     chosen: list[int] = []
     for place in random.Random(seed).sample(range(len(paths)), len(paths)):
         try:

@@ -7,7 +7,7 @@ share of images on which both must decide alike are those of the less precise of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ class Verification:
             classes), 0 to 1.
         num_images: images compared.
         batches: batch sizes compared.
+        arithmetic: what the second model computed in here, see ``cmtvision.artefact.runtimes.Runtime``.
     """
 
     passed: bool
@@ -69,6 +70,7 @@ class Verification:
     top1_agreement: float
     num_images: int
     batches: tuple[int, ...]
+    arithmetic: str = ""
 
     @property
     def relative(self) -> float:
@@ -87,7 +89,7 @@ class Verification:
         return (
             f"{self.num_images} images in batches of {', '.join(map(str, self.batches))}: largest difference "
             f"{self.max_difference:.2g} of logits up to {self.scale:.3g} (relative {self.relative:.1e}, allowed "
-            f"{self.tolerance:.0e}), {self.top1_agreement:.1%} decided alike"
+            f"{self.tolerance:.0e}), {self.top1_agreement:.1%} decided alike, computed in {self.arithmetic}"
         )
 
 
@@ -129,13 +131,13 @@ def verify(
         chosen = _of_either(a, b, num_images, multi_label=first.task == "multi-label")
     reasons = _different_cards(first, second)
     if first.classes != second.classes:
-        return Verification(
-            False, reasons, np.inf, 0.0, _criterion(first, second, tolerance).tolerance, 0.0, 0, tuple(batches)
-        )
+        allowed = _criterion(first, second, tolerance).tolerance
+        return Verification(False, reasons, np.inf, 0.0, allowed, 0.0, 0, tuple(batches), second.runtime.arithmetic)
     inputs, different = _inputs(first, second, chosen)
-    return _compare(
+    found = _compare(
         first, second, inputs, tuple(batches), _criterion(first, second, tolerance), [*reasons, *different], progress
     )
+    return replace(found, arithmetic=second.runtime.arithmetic)
 
 
 def check_tolerance(tolerance: float | None) -> None:

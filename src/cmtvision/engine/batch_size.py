@@ -7,6 +7,7 @@ from cmtvision.engine.lightning_settings import trainer_precision
 from cmtvision.engine.memory import saved_bytes
 from cmtvision.engine.processes import SINGLE, Processes
 from cmtvision.errors import ConfigError
+from cmtvision.machine import memory
 from cmtvision.recipe import Recipe
 
 SHARE_OF_MEMORY = 0.6
@@ -75,12 +76,7 @@ def largest_batch(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now."""
+    """Memory that is free on a device now, within the limits of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 4 * 1024**3  # no such file outside Linux: a cautious laptop
+    return memory()[1]

@@ -13,16 +13,20 @@ from cmtvision.artefact.files import MODEL_FILE
 from cmtvision.data import Preprocess
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.models import create_model
+from cmtvision.models.registry import check_name
 from cmtvision.models.user_models import expand
+from cmtvision.models.weight_sources import HOSTED, fetch_weights, loader_arguments
 from cmtvision.recipe import ModelSection, Recipe
 from cmtvision.weights import from_official, is_official, read_state_dict
+from cmtvision.weights.fetch import FetchError
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model made from a recipe, the arguments that make it again, and its preprocess contract."""
+    """A model made from a recipe, the name and arguments that make it again, and its preprocess contract."""
 
     model: nn.Module
+    architecture: str
     arguments: dict[str, Any]
     preprocess: Preprocess
 
@@ -33,6 +37,10 @@ def portable(recipe: Recipe) -> Recipe:
     Raises:
         ConfigError: options of the recipe that do not go together with the model's.
     """
+    teacher = recipe.distill.weights
+    if teacher is not None and teacher != "pretrained" and Path(teacher).exists():  # it is opened again on resume
+        distill = recipe.distill.model_copy(update={"weights": str(Path(teacher).resolve())})
+        recipe = recipe.model_copy(update={"distill": distill})
     own = expand(recipe.model.name)
     if own is None:
         return recipe
@@ -49,14 +57,45 @@ def portable(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": section})
 
 
-def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
+def fetch_pretrained(recipe: Recipe, resume: bool = False) -> None:
+    """Download what the recipe takes as 'pretrained', of the model and of the teacher, before anything begins.
+
+    A run that goes on needs its teacher's only.
+
+    Raises:
+        FetchError: weights that did not come.
+    """
+    model, distill = recipe.model, recipe.distill
+    if model.weights == "pretrained" and not resume:
+        weight_arguments(model.name, model.weights, model.use_ema)  # refuses models that have none
+        fetch_weights(model.name)
+    if distill.teacher is not None and distill.weights == "pretrained":
+        try:
+            check_name(distill.teacher)
+        except ConfigError as error:
+            raise ConfigError(f"distill.teacher: {error}; a run folder goes into distill.weights") from error
+        try:
+            fetch_weights(distill.teacher)
+        except FetchError as error:
+            raise error.of_setting("distill.weights") from error
+
+
+def build_model(recipe: Recipe, num_classes: int, resume: bool = False) -> BuiltModel:
     """Create the recipe's model, with its weights where the recipe names some.
+
+    Args:
+        recipe: what the run is.
+        num_classes: width of the classifier.
+        resume: a checkpoint of the run will be loaded, so that the weights it began with are not looked for.
 
     Raises:
         ConfigError: an unknown model or an option it does not have.
-        CheckpointError: weights that cannot be read or belong to another model.
+        CheckpointError: weights that cannot be fetched or read, or belong to another model.
     """
     section = recipe.model
+    refused = loader_arguments(section.options)
+    if refused:
+        raise ConfigError(f"model.options.{refused[0]}: says where weights come from; use model.weights")
     structure: dict[str, Any] = {"in_chans": section.in_chans}
     cfg = timm.get_pretrained_cfg(section.name) if timm.is_model(section.name.partition(".")[0]) else None
     if section.img_size is not None and cfg is not None and cfg.fixed_input_size:  # others take any size as they are
@@ -72,7 +111,7 @@ def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
     for name in ("attn_drop_rate", "proj_drop_rate"):
         if getattr(section, name):
             rates[name] = getattr(section, name)
-    source = weight_arguments(section.name, section.weights, section.use_ema)
+    source = weight_arguments(section.name, None if resume else section.weights, section.use_ema)
     try:
         model = create_model(section.name, num_classes=num_classes, **structure, **rates, **source)
     except RuntimeError as error:
@@ -80,7 +119,12 @@ def build_model(recipe: Recipe, num_classes: int) -> BuiltModel:
         raise CheckpointError(f"weights {section.weights}: do not fit {section.name} ({reason})") from error
     if section.grad_checkpointing:
         model.set_grad_checkpointing()
-    return BuiltModel(model, structure, build_preprocess(recipe, model))
+    architecture = section.name
+    if architecture.startswith(HOSTED):  # a run opens without the place that describes its network
+        architecture = model.pretrained_cfg["architecture"]
+        described = dict(getattr(model, "pretrained_model_args", {}))
+        structure = {**{key: described[key] for key in described if key not in ("num_classes", *rates)}, **structure}
+    return BuiltModel(model, architecture, structure, build_preprocess(recipe, model))
 
 
 def build_preprocess(recipe: Recipe, model: nn.Module) -> Preprocess:
@@ -102,7 +146,7 @@ def weight_arguments(name: str, weights: str | None, use_ema: bool) -> dict[str,
     if weights is None:
         return {}
     if weights == "pretrained":
-        if not timm.is_model_pretrained(name):
+        if not name.startswith(HOSTED) and not timm.is_model_pretrained(name):
             raise ConfigError(f"model {name!r} has no released weights; give model.weights a file or leave it out")
         return {"pretrained": True}
     path = Path(weights)

@@ -88,6 +88,21 @@ class RunCallback(pl.Callback):
         self._saved_step = 0
         self._shown_loss = float("nan")
         self._photos = 0
+        self._pending: dict[str, Any] | None = None  # the row of an epoch that is saved and not yet evaluated
+        self._trained = False
+
+    @property
+    def finished(self) -> str:
+        """Why there was nothing left to train when the run was resumed, '' where something was."""
+        if self._trained or self._restored is None:
+            return ""
+        if self._out_of_patience():
+            return f"stopped early, its best epoch is {self.best['epoch'] + 1}"
+        if self._out_of_time():
+            return "train.max_minutes are over"
+        steps = self.plan.recipe.train.max_steps
+        done = steps is not None and len(self.rows) < self.plan.total_epochs
+        return f"all {steps} steps are done" if done else f"all {len(self.rows)} epochs are done"
 
     @property
     def seconds(self) -> float:
@@ -95,7 +110,7 @@ class RunCallback(pl.Callback):
         return self._seconds_before + time.perf_counter() - self._begun
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, put restored random states back, and take over the signals."""
+        """Start the clock, put restored random states back, finish the epoch before, and take over the signals."""
         self._begun = self._epoch_begun = self._saved_at = time.perf_counter()
         self._saved_step = trainer.global_step
         if self._restored is not None:
@@ -105,6 +120,8 @@ class RunCallback(pl.Callback):
             if self.loader.consumed:  # in mid-epoch no epoch start will follow
                 self.watch.load_state_dict(self._restored["watch"], pl_module.device)
                 self._shown_loss = self.watch.mean()
+            self.settle(trainer, pl_module, pl_module.device)
+            (trainer.should_stop,) = self.plan.processes.any(self._out_of_patience() or self._out_of_time())
         self._signals.take_over()
         self.view.start(trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
@@ -118,6 +135,7 @@ class RunCallback(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, look at the losses, save in mid-epoch, and stop where asked to."""
         photos = len(batch[0])
+        self._trained = True
         self.loader.consumed += photos
         self._photos += photos * self.plan.processes.world_size
         # fp16's scaler finds gradients that are too large by itself, and skips the step
@@ -138,9 +156,8 @@ class RunCallback(pl.Callback):
         every = 1 if self.plan.processes.world_size == 1 else _AGREE_EVERY * accumulate
         if not looks and not (at_step and (batch_idx + 1) % every == 0):
             return
-        in_time = not (self.max_seconds and self.seconds > self.max_seconds)
         bad, stop, late, due = self.plan.processes.any(
-            problem is not None, bool(self._signals.received), not in_time, self._due(trainer)
+            problem is not None, bool(self._signals.received), self._out_of_time(), self._due(trainer)
         )
         if bad:
             self._diverged(trainer, problem)
@@ -154,7 +171,10 @@ class RunCallback(pl.Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Evaluate, record and save."""
+        """Save, then evaluate and record: whatever happens to the held-out photos, the epoch is not lost.
+
+        A run that is resumed from this checkpoint evaluates and records first (``settle``).
+        """
         self._look(trainer)
         processes, device = self.plan.processes, pl_module.device
         train_seconds = time.perf_counter() - self._epoch_begun
@@ -170,23 +190,34 @@ class RunCallback(pl.Callback):
         row["ema_distance"] = self.ema.distance(pl_module.model) if self.ema is not None else None
         row["gpu_memory_gb"] = _gpu_memory(device)
         last = epoch + 1 >= self.plan.total_epochs or trainer.should_stop
-        if self.val_loader is not None and (last or (epoch + 1) % self.plan.recipe.train.eval_every == 0):
-            network: nn.Module = pl_module.whole(self.ema.network if self.ema is not None else pl_module.model)
-            row |= self._held_out(network.to(device), device)
-            score = row["val_top1"] if row["val_top1"] is not None else row["val_map"]
-            self._keep_best(score, epoch, network, trainer)
-        row["seconds"] = self.seconds
-        self.rows.append(row)
-        self._log_row(trainer, row)
-        if processes.is_first:
-            write_text(self.plan.out / METRICS_FILE, metrics_csv(self.rows))
+        wanted = last or (epoch + 1) % self.plan.recipe.train.eval_every == 0
+        self._pending = {"row": row, "evaluate": wanted}
         self.save(trainer)
-        self.view.epoch(row, self.seconds / (epoch + 1) * max(0, self.plan.total_epochs - epoch - 1))
+        self.settle(trainer, pl_module, device)
+        if self._out_of_patience():
+            trainer.should_stop = True
         (stop,) = processes.any(bool(self._signals.received))
         if stop and not last:
             raise self._interrupted(trainer)
         if self.plan.on_epoch is not None:
             self.plan.on_epoch(dict(row))
+
+    def settle(self, trainer: pl.Trainer, pl_module: Any, device: torch.device) -> None:
+        """Evaluate and record an epoch that is saved already; nothing to do where that was done."""
+        if self._pending is None:
+            return
+        row, epoch = self._pending["row"], self._pending["row"]["epoch"]
+        if self._pending["evaluate"] and self.val_loader is not None:
+            network: nn.Module = pl_module.whole(self.ema.network if self.ema is not None else pl_module.model)
+            row |= self._held_out(network.to(device), device)
+            self._keep_best(row["val_top1"] if row["val_top1"] is not None else row["val_map"], epoch, network)
+        row["seconds"] = self.seconds
+        self.rows.append(row)
+        self._pending = None
+        self._log_row(trainer, row)
+        if self.plan.processes.is_first:
+            write_text(self.plan.out / METRICS_FILE, metrics_csv(self.rows))
+        self.view.epoch(row, self.seconds / (epoch + 1) * max(0, self.plan.total_epochs - epoch - 1))
 
     @property
     def signal(self) -> str:
@@ -200,6 +231,10 @@ class RunCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back and take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """The same, where training ended by an error: Lightning tears nothing down then."""
         self._signals.give_back()
         self.view.stop()
 
@@ -211,6 +246,7 @@ class RunCallback(pl.Callback):
             "random": self.plan.processes.gather(random_state()),
             "best": self.best,
             "watch": self.plan.processes.gather(self.watch.state_dict()),
+            "pending": self._pending,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -218,6 +254,7 @@ class RunCallback(pl.Callback):
         self.rows = state_dict["rows"]
         self._seconds_before = state_dict["seconds"]
         self.best = state_dict["best"]
+        self._pending = state_dict.get("pending")  # earlier versions saved behind the evaluation
         watches, rank = state_dict["watch"], self.plan.processes.rank
         self._restored = {"random": state_dict["random"], "watch": watches[min(rank, len(watches) - 1)]}
 
@@ -237,7 +274,7 @@ class RunCallback(pl.Callback):
         if self.plan.recipe.data.multi_label:
             return found | {"val_map": mean_average_precision(seen.logits, seen.targets)}
         count = len(seen.targets)
-        return found | {"val_top1": seen.correct_among(1) / count, "val_top5": seen.correct_among(5) / count}
+        return found | {"val_top1": seen.correct() / count, "val_top5": seen.correct_among_five() / count}
 
     def _interrupted(self, trainer: pl.Trainer) -> TrainingInterrupted:
         names = [name for name in self.plan.processes.gather(self._signals.received) if name]
@@ -261,15 +298,20 @@ class RunCallback(pl.Callback):
             f"{found[0]} (epoch {trainer.current_epoch + 1}); {kept}. Lower optim.lr or set optim.clip_grad_norm=1.0"
         )
 
-    def _keep_best(self, score: float, epoch: int, network: nn.Module, trainer: pl.Trainer) -> None:
-        patience = self.plan.recipe.train.early_stop_patience
-        if patience is None:
-            return
-        if score > self.best["score"]:
+    def _keep_best(self, score: float, epoch: int, network: nn.Module) -> None:
+        if self.plan.recipe.train.early_stop_patience is not None and score > self.best["score"]:
             weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
             self.best = {"score": score, "epoch": epoch, "weights": weights}
-        elif epoch - self.best["epoch"] >= patience:
-            trainer.should_stop = True
+
+    def _out_of_patience(self) -> bool:
+        """Whether the last evaluation was one too many without a better score."""
+        patience = self.plan.recipe.train.early_stop_patience
+        if patience is None or self.best["weights"] is None or not self.rows or self.rows[-1]["val_loss"] is None:
+            return False
+        return bool(self.rows[-1]["epoch"] - self.best["epoch"] >= patience)
+
+    def _out_of_time(self) -> bool:
+        return bool(self.max_seconds and self.seconds > self.max_seconds)
 
     def _log(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Figures of this moment for TensorBoard and the others."""

@@ -22,7 +22,7 @@ from cmtvision.weights.files import read_pickle
 CHECKPOINTS = Path("checkpoints")
 LAST_CHECKPOINT = CHECKPOINTS / "last.ckpt"
 PREVIOUS_CHECKPOINT = CHECKPOINTS / "previous.ckpt"
-_WRITING = CHECKPOINTS / ".writing.ckpt"
+WRITING_CHECKPOINT = CHECKPOINTS / ".writing.ckpt"
 
 
 def save_checkpoint(out: Path, save: Callable[[Path], None], processes: Processes) -> None:
@@ -36,7 +36,7 @@ def save_checkpoint(out: Path, save: Callable[[Path], None], processes: Processe
     Raises:
         CheckpointError: the disk refuses it; the checkpoints that were there are left.
     """
-    writing, last = out / _WRITING, out / LAST_CHECKPOINT
+    writing, last = out / WRITING_CHECKPOINT, out / LAST_CHECKPOINT
     try:
         if processes.is_first:
             writing.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,12 @@ def save_checkpoint(out: Path, save: Callable[[Path], None], processes: Processe
         if not _is_disk_fault(error):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{last}: cannot be written: {reason}; the checkpoint before it is kept, free some space and go on with "
-            "--resume"
-        ) from error
+        advice = (
+            "the checkpoint before it is kept, free some space and go on with --resume"
+            if has_checkpoint(out)
+            else "nothing was saved yet, free some space and start again with --overwrite"
+        )
+        raise CheckpointError(f"{last}: cannot be written: {reason}; {advice}") from error
 
 
 def find_checkpoint(out: Path) -> tuple[Path, list[str]]:

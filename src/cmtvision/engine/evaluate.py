@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from cmtvision.artefact import Predictor, load
 from cmtvision.artefact.card import CARD_FILE, Card, model_folder, read_card
+from cmtvision.artefact.confusion import Confusion
 from cmtvision.artefact.devices import device_for
-from cmtvision.artefact.run_files import as_the_run_read
+from cmtvision.artefact.run_files import read_as_the_run
 from cmtvision.data import DatasetIndex, PhotoPath, Sample, Skipped, read_dataset
 from cmtvision.engine.loaders import eval_loader
 from cmtvision.engine.multilabel import MultiLabelEvaluation, multilabel_evaluation
@@ -23,7 +24,7 @@ from cmtvision.errors import DataError
 from cmtvision.recipe import DataSection
 
 Progress = Callable[[int, int], None]
-Split = Literal["val", "train", "all"]
+Split = Literal["val", "train", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ class Evaluation:
 
     Attributes:
         classes: class names.
-        split: which photos: 'val', 'train' or 'all'.
+        split: which photos: 'val', 'train', 'test' or 'all'.
         num_images: photos evaluated.
         top1_correct, top5_correct: photos whose class was the first, or among the first five.
         loss: mean cross-entropy in nats.
-        confusion: counts (true, predicted), int64.
+        counts: which class was taken for which.
         predictions: one result for each photo, in the order of the files.
         skipped: files left out, with reasons.
+        notes: what a person should know of which photos these are, a sentence each.
     """
 
     classes: list[str]
@@ -68,9 +70,10 @@ class Evaluation:
     top1_correct: int
     top5_correct: int
     loss: float
-    confusion: npt.NDArray[np.int64]
+    counts: Confusion
     predictions: list[PhotoResult] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def top1(self) -> float:
@@ -82,12 +85,16 @@ class Evaluation:
         """Share of photos whose class is among the first five, 0 to 1."""
         return self.top5_correct / self.num_images
 
+    @property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """Counts (C, C) of (true, predicted); of thousands of classes rather ask ``counts``."""
+        return self.counts.matrix()
+
     def per_class(self) -> list[ClassScore]:
         """Recall and precision of every class."""
         scores = []
-        for i, name in enumerate(self.classes):
-            images, claimed = int(self.confusion[i].sum()), int(self.confusion[:, i].sum())
-            correct = int(self.confusion[i, i])
+        columns = (column.tolist() for column in (self.counts.images, self.counts.claimed, self.counts.correct))
+        for name, images, claimed, correct in zip(self.classes, *columns, strict=True):
             recall = correct / images if images else None
             scores.append(ClassScore(name, images, correct, recall, correct / claimed if claimed else None))
         return scores
@@ -113,8 +120,9 @@ class Evaluation:
             "loss": self.loss,
             "classes": self.classes,
             "per_class": [vars(score) for score in self.per_class()],
-            "confusion": self.confusion.tolist(),
+            "confusion": self.counts.to_json(),
             "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
+            "notes": self.notes,
         }
 
 
@@ -134,9 +142,10 @@ def evaluate(
 
     Args:
         model: a run folder, an artefact, an export, or a Predictor.
-        data: a folder or CSV as for training. A run's own data is evaluated on the split of that run.
-        split: 'val', 'train' or 'all'. Data without a held-out part is evaluated whole for 'val', and the result's
-            ``split`` says so.
+        data: a folder or CSV as for training. A run's own photos are in the parts that the run had them in, wherever
+            they lie now.
+        split: 'val', 'train', 'test' or 'all'. For 'val', data without a held-out part is evaluated whole, and data of
+            test photos alone on these; the result's ``split`` says so.
         batch_size: photos at a time.
         workers: loader processes; None chooses.
         device: 'auto', 'cpu', 'cuda' or 'mps' ('gpu' for OpenVINO on Intel's), where a model is opened from a file.
@@ -145,7 +154,9 @@ def evaluate(
 
     Raises:
         CheckpointError: the model cannot be opened.
-        DataError: the data cannot be used, or has classes that the model does not know.
+        DataError: the data cannot be used, has classes that the model does not know, or no photos of that split; for
+            'val' also where there are none but photos that the run was trained on, or test photos beside training
+            photos, since those are looked at on purpose only.
     """
     kind = _device_kind(model, device)
     with join_processes(kind) as processes:
@@ -153,13 +164,20 @@ def evaluate(
         place = processes.device(kind) if kind == "cuda" and processes.world_size > 1 else device
         predictor = model if isinstance(model, Predictor) else load(model, place, threads, streams)
         multi_label = predictor.task == "multi-label"
-        how = {} if isinstance(model, Predictor) else as_the_run_read(model_folder(model), data)
+        how: dict[str, Any] = {"classes": predictor.classes, "multi_label": multi_label}
+        fingerprint = str(predictor.card.provenance.get("data_fingerprint", ""))
         index = processes.first(
-            lambda: read_dataset(data, classes=predictor.classes, val_fraction=0, multi_label=multi_label, **how)
+            lambda: (
+                read_dataset(data, val_fraction=0, **how)
+                if isinstance(model, Predictor)
+                else read_as_the_run(model, data, fingerprint, **how)
+            )
         )
+        _refuse_trained(index, split)
         samples, chosen = _choose(index, split)
         section = DataSection(workers=workers, multi_label=multi_label)
-        return evaluate_samples(predictor, samples, section, batch_size, chosen, index.skipped, progress, processes)
+        found = evaluate_samples(predictor, samples, section, batch_size, chosen, index.skipped, progress, processes)
+        return replace(found, notes=[*index.notes, *_trained_on(index, chosen)])
 
 
 def evaluate_samples(
@@ -183,18 +201,17 @@ def evaluate_samples(
     if data.multi_label:
         paths = [samples[i].path for i in seen.indices.tolist()]
         return multilabel_evaluation(classes, seen.logits, seen.targets, split, paths, skipped)
-    probability, predicted = seen.logits.softmax(dim=1).max(dim=1)
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (seen.targets.numpy(), predicted.numpy()), 1)
-    rows = zip(seen.indices.tolist(), seen.targets.tolist(), predicted.tolist(), probability.tolist(), strict=True)
+    columns = (seen.indices, seen.targets, seen.predicted, seen.probability)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    counts = Confusion.of(seen.targets.numpy(), seen.predicted.numpy(), len(classes))
     return Evaluation(
         classes=classes,
         split=split,
         num_images=len(seen.targets),
-        top1_correct=int(confusion.trace()),
-        top5_correct=seen.correct_among(5),
+        top1_correct=int(counts.correct.sum()),
+        top5_correct=seen.correct_among_five(),
         loss=seen.mean_loss(),
-        confusion=confusion,
+        counts=counts,
         predictions=[PhotoResult(samples[i].path, label, best, share) for i, label, best, share in rows],
         skipped=list(skipped),
     )
@@ -202,29 +219,41 @@ def evaluate_samples(
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network said of photos, in the order of their indices, whichever process saw them.
+    """What a network said of N photos, in the order of their indices, whichever process saw them.
+
+    Where a photo has one class, a few numbers of each are kept and not its logits: 50,000 photos of 21,841 classes
+    would have 4.4 GB of them.
 
     Attributes:
         indices: (N,) int64, each photo once.
-        logits: (N, C) float32.
         targets: (N,) class numbers, or (N, C) 0 and 1 where a photo may have several labels.
+        logits: (N, C) float32 where a photo may have several labels, else (N, 0).
+        losses: (N,) float64, cross-entropy in nats; the mean over the classes where a photo may have several labels.
+        predicted: (N,) the class with the highest probability.
+        probability: (N,) float32, that probability.
+        in_one, in_five: (N,) whether the photo's class is the first, or among the first five.
     """
 
     indices: torch.Tensor
-    logits: torch.Tensor
     targets: torch.Tensor
+    logits: torch.Tensor
+    losses: torch.Tensor
+    predicted: torch.Tensor
+    probability: torch.Tensor
+    in_one: torch.Tensor
+    in_five: torch.Tensor
 
-    def correct_among(self, first: int) -> int:
-        """Photos whose class is among the first so many."""
-        best = self.logits.topk(min(first, self.logits.shape[1])).indices
-        return int((best == self.targets[:, None]).sum())
+    def correct(self) -> int:
+        """Photos whose class is the first."""
+        return int(self.in_one.sum())
+
+    def correct_among_five(self) -> int:
+        """Photos whose class is among the first five."""
+        return int(self.in_five.sum())
 
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats (of all class decisions, where a photo may have several labels)."""
-        logits = self.logits.double()
-        if self.targets.ndim == 1:
-            return float(F.cross_entropy(logits, self.targets))
-        return float(F.binary_cross_entropy_with_logits(logits, self.targets.double()))
+        return float(self.losses.mean())
 
 
 def look_at(
@@ -242,18 +271,32 @@ def look_at(
         progress: called as progress(done, total), where done counts this process's share times the processes.
         total: photos in all.
     """
-    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    parts: list[tuple[torch.Tensor, ...]] = []
     done = 0
     for images, targets, indices in loader:
-        parts.append((indices, forward(images).float().cpu(), targets))
+        parts.append((indices, targets, *_judged(forward(images).float().cpu(), targets)))
         done += len(indices)
         if progress is not None:
             progress(min(total, done * processes.world_size), total)
     own = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    everyone = processes.gather(own)
-    indices, logits, targets = (torch.cat(column) for column in zip(*everyone, strict=True))
-    order = indices.argsort()
-    return Seen(indices[order], logits[order], targets[order])
+    everyone = [torch.cat(column) for column in zip(*processes.gather(own), strict=True)]
+    order = everyone[0].argsort()
+    return Seen(*(column[order] for column in everyone))
+
+
+def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What ``Seen`` keeps of a batch, from ``logits`` on: of logits (B, C) and targets (B,) or (B, C)."""
+    if targets.ndim == 2:
+        losses = F.binary_cross_entropy_with_logits(logits.double(), targets.double(), reduction="none").mean(dim=1)
+        nothing = torch.empty(len(logits))
+        return logits, losses, nothing, nothing, nothing, nothing
+    probability, predicted = logits.softmax(dim=1).max(dim=1)
+    among = [
+        (logits.topk(min(first, logits.shape[1])).indices == targets[:, None]).any(dim=1) for first in (1, 5)
+    ]  # (B,)
+    losses = F.cross_entropy(logits.double(), targets, reduction="none")
+    nothing = logits.new_empty((len(logits), 0))  # a slice would keep all of them in memory
+    return nothing, losses, predicted, probability, *among
 
 
 def _device_kind(model: str | Path | Predictor, device: str) -> str:
@@ -264,15 +307,43 @@ def _device_kind(model: str | Path | Predictor, device: str) -> str:
     return device_for(Card.from_dict(read_card(folder), folder / CARD_FILE), device)
 
 
+def _refuse_trained(index: DatasetIndex, split: Split) -> None:
+    """Refuse to measure a run on the photos that it was trained on, unless they were asked for. Raises DataError."""
+    if split != "val" or index.split_source != "run" or index.val:
+        return
+    many = (
+        f"the run trained on all {len(index.train):,} of these photos"
+        if len(index.train) > 1
+        else "the run trained on it"
+    )
+    why = "".join(f" ({note})" for note in index.notes)
+    raise DataError(
+        f"{index.source}: {many}, none was held out{why}; evaluate photos that it has not seen, or measure how well it "
+        "learned these with --split train"
+    )
+
+
+def _trained_on(index: DatasetIndex, split: str) -> list[str]:
+    """What must be said of a figure that counts photos which the run was trained on."""
+    if index.split_source != "run" or split not in ("train", "all"):
+        return []
+    return [f"the run trained on {len(index.train):,} of these photos: no measure of how it does on new ones"]
+
+
 def _choose(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:
     if split == "all":
         return index.samples, "all"
-    samples = index.val if split == "val" else index.train
-    if not samples and split == "val":
+    samples: list[Sample] = getattr(index, split)
+    if samples:
+        return samples, split
+    if split == "val" and not index.test:
         return index.samples, "all"
-    if not samples:
-        raise DataError(f"{index.root}: no {split} photos; evaluate another split")
-    return samples, split
+    if split == "val" and not index.train:
+        return index.test, "test"  # whoever gives nothing but test photos means these
+    others = [f"{len(found):,} for {name}" for name in ("train", "val", "test") if (found := getattr(index, name))]
+    raise DataError(
+        f"{index.root}: no photos for {split}, but {' and '.join(others)}; choose one of these with --split"
+    )
 
 
 def network_forward(

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 
 from cmtvision.artefact import Artefact, Predictor, write_artefact
+from cmtvision.artefact.confusion import MATRIX_CLASSES
 from cmtvision.artefact.files import Task, write_text
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, Skipped
@@ -33,13 +35,15 @@ from cmtvision.engine.processes import Processes, join_processes
 from cmtvision.engine.progress import ProgressView
 from cmtvision.engine.run_folder import (
     EVALUATION_FILE,
+    alone_in,
     check_free,
     check_same_run,
     is_unbegun,
     write_beginning,
     write_data_record,
+    write_moved_data,
 )
-from cmtvision.engine.stopping import TrainingDiverged, TrainingInterrupted
+from cmtvision.engine.stopping import Interruptions, TrainingDiverged, TrainingInterrupted, interruptions
 from cmtvision.engine.sync_bn import synchronise_batch_norm
 from cmtvision.engine.tracking import build_loggers
 from cmtvision.errors import CheckpointError, ConfigError
@@ -60,6 +64,7 @@ class FitResult:
         failures: names of photos that could no longer be read during training.
         seconds: time of training.
         epochs: epochs trained.
+        num_test: photos that the data sets apart for test; training did not look at them.
         late_signal: 'Ctrl-C' or a signal's name that came in the last epoch, too late to stop this run; a caller with
             more to do should stop.
     """
@@ -72,6 +77,7 @@ class FitResult:
     seconds: float = 0.0
     epochs: int = 0
     late_signal: str = ""
+    num_test: int = 0
 
 
 def fit(
@@ -111,15 +117,22 @@ def fit(
         TrainingDiverged: the loss is no longer a number or grows without end.
     """
     out, recipe = Path(out), portable(recipe)
-    with join_processes(pick_device(recipe.train.device)) as processes:
+    place = join_processes(pick_device(recipe.train.device))
+    with place as processes, ExitStack() as stack, interruptions(lambda: _start_again(data, out, processes)) as now:
         if recipe.train.strategy == "fsdp":
             check_sharding(recipe, processes)
         console = console if processes.is_first else None
+        processes.first(lambda: _resumes(out, resume, overwrite))  # refused before anything is touched
+        processes.first(lambda: stack.enter_context(alone_in(out)))
         go_on = processes.first(lambda: _resumes(out, resume, overwrite))
+        now.doing = "reading the photos"
         photos = processes.first(lambda: index if index is not None else read_photos(recipe, data))
+        if go_on:
+            photos = processes.first(lambda: check_same_run(out, photos, processes.world_size, accept_changed_data))
         device = torch.device(processes.device(pick_device(recipe.train.device)))
+        now.doing = "building the network"
         with quiet_lightning(), run_settings(recipe):
-            built = build_model(recipe, len(photos.classes))
+            built = build_model(recipe, len(photos.classes), resume=go_on)
             freeze(built.model, recipe)
             if recipe.train.channels_last:
                 built.model.to(memory_format=torch.channels_last)
@@ -129,8 +142,17 @@ def fit(
             loader = train_loader(photos, built.preprocess, recipe, batch_size, processes)
             loader.accept_changed = accept_changed_data
             plan = RunPlan(recipe, out, processes, _resume_hint(data, out, processes), on_epoch)
-            processes.first(lambda: _prepare_folder(plan, data, photos, go_on, accept_changed_data))
-            return _run(plan, photos, built, loader, device, go_on, console)
+            return _run(
+                plan,
+                photos,
+                built,
+                loader,
+                device,
+                go_on,
+                console,
+                now,
+                begin=lambda: _prepare_folder(plan, data, photos, go_on, accept_changed_data),
+            )
 
 
 def _run(
@@ -141,7 +163,10 @@ def _run(
     device: torch.device,
     resume: bool,
     console: Console | None,
+    now: Interruptions,
+    begin: Callable[[], None],
 ) -> FitResult:
+    """Train; ``begin`` writes the run folder, and clears it of the run before, once nothing is left to be refused."""
     recipe, processes = plan.recipe, plan.processes
     train, batch_size = recipe.train, loader.batch_size or 1
     ema = EmaCallback(built.model, recipe.ema) if recipe.ema.enabled else None
@@ -192,6 +217,8 @@ def _run(
                 console.print(f"{line}; going on from {checkpoint.name}", highlight=False, markup=False)
     if processes.rank:  # each process draws its own dropout and drop path; the weights are the first one's
         torch.manual_seed(recipe.seed + processes.rank)
+    processes.first(begin)
+    now.doing = "training"
     try:
         trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except torch.OutOfMemoryError as error:
@@ -203,6 +230,12 @@ def _run(
         if resume and "state_dict" in str(error):
             raise CheckpointError(f"{checkpoint}: does not fit this recipe; start anew without --resume") from error
         raise
+    finally:
+        record.close()
+    now.doing = "evaluating the final network"
+    record.settle(trainer, module, device)  # a run that was complete does not even begin
+    if record.finished and console is not None:
+        console.print(f"the run is finished ({record.finished}); nothing was left to train", highlight=False)
     network = module.whole(ema.network if ema is not None else module.model)
     if record.best["weights"] is not None:
         network.load_state_dict(record.best["weights"])
@@ -220,7 +253,7 @@ def _finish(
     """Evaluate the final network once more as everyone will use it, and write the artefact."""
     recipe, out, processes = plan.recipe, plan.out, plan.processes
     task: Task = "multi-label" if index.multi_label else "single-label"
-    artefact = Artefact(network, recipe.model.name, built.arguments, index.classes, built.preprocess, task=task)
+    artefact = Artefact(network, built.architecture, built.arguments, index.classes, built.preprocess, task=task)
     evaluation = None
     metrics: dict[str, Any] = {}
     if index.val:
@@ -242,20 +275,21 @@ def _finish(
 
     def write() -> None:
         if evaluation is not None:
-            write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=1) + "\n")
+            # thousands of classes: a line for each number would be a file that no one can open
+            indent = 1 if len(evaluation.classes) <= MATRIX_CLASSES else None
+            write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=indent) + "\n")
         write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance))
 
     processes.first(write)
     failures = sorted({str(path) for paths in processes.gather(loader.photos.failures) for path in paths})
-    return FitResult(out, row, evaluation, index.skipped, failures, seconds, epochs, record.signal)
+    return FitResult(out, row, evaluation, index.skipped, failures, seconds, epochs, record.signal, len(index.test))
 
 
 def _resumes(out: Path, resume: bool | Literal["auto"], overwrite: bool) -> bool:
     """Whether to go on with a run; refuses a folder in the way."""
     if resume == "auto":
         resume = has_checkpoint(out)
-        overwrite = overwrite or is_unbegun(out)
-    check_free(out, resume, overwrite)
+    check_free(out, resume, overwrite or is_unbegun(out))
     return resume
 
 
@@ -263,10 +297,17 @@ def _prepare_folder(plan: RunPlan, data: str | Path, index: DatasetIndex, resume
     out, recipe, world_size = plan.out, plan.recipe, plan.processes.world_size
     if not resume:
         write_beginning(out, recipe, data, index, world_size)
-        return
-    check_same_run(out, index, world_size, accept_changed)
-    if accept_changed:
+    elif accept_changed:
         write_data_record(out, recipe, data, index, world_size)
+    else:
+        write_moved_data(out, data, index)
+
+
+def _start_again(data: str | Path, out: Path, processes: Processes) -> str:
+    """What to say of a run that was stopped before or behind its steps: what is kept, and how to go on."""
+    if has_checkpoint(out):
+        return f"what was saved is kept, go on with: {_resume_hint(data, out, processes)}"
+    return "nothing was saved yet, start again with the same command"
 
 
 def _resume_hint(data: str | Path, out: Path, processes: Processes) -> str:

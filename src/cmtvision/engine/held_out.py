@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmtvision.data import DatasetIndex, read_dataset
-from cmtvision.data.readers import held_out
+from cmtvision.data.splits import held_out
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
 
@@ -25,10 +25,10 @@ def read_photos(recipe: Recipe, data: str | Path) -> DatasetIndex:
 
 
 def held_out_of_training(index: DatasetIndex, recipe: Recipe) -> DatasetIndex:
-    """The same index with only its training photos in it, a part of them (``data.val_fraction``) held out by seed.
+    """The same index, with a share (``data.val_fraction``) of its training photos held out by seed in place of ``val``.
 
-    Data that the reader split by seed has been split so already. Where the data names held-out photos itself, those are
-    left out altogether: whoever chooses by them can no longer measure with them.
+    Data that the reader split by seed has been split so already. Where the data has a validation part itself, that is
+    left out altogether: whoever chooses by it can no longer measure with it. The test part stays what it is.
 
     Raises:
         ConfigError: nothing may be held out, or the photos are too few for it.

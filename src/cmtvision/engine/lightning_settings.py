@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
+from cmtvision.artefact.runtime_torch import set_threads
 from cmtvision.engine.fsdp import ShardedStrategy
 from cmtvision.engine.processes import Processes
 from cmtvision.errors import ConfigError
@@ -57,8 +58,7 @@ def run_settings(recipe: Recipe) -> Iterator[None]:
     cuda = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(recipe.seed)
-        if recipe.train.threads:
-            torch.set_num_threads(recipe.train.threads)
+        set_threads(recipe.train.threads)
         if recipe.train.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         try:

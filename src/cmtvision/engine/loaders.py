@@ -15,6 +15,7 @@ from cmtvision.data import DatasetIndex, EpochSampler, Preprocess, Sample, balan
 from cmtvision.data.augment import train_transform
 from cmtvision.data.images import ImageDataset
 from cmtvision.engine.processes import SINGLE, Processes
+from cmtvision.machine import usable_processors
 from cmtvision.recipe import DataSection, Recipe
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -161,8 +162,8 @@ def class_counts(samples: Sequence[Sample], num_classes: int) -> list[int]:
 
 
 def _workers(data: DataSection, local_world_size: int = 1) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = data.workers if data.workers is not None else max(0, min(cores // local_world_size - 1, 8))
+    own = usable_processors() // local_world_size  # one of them is for the process that computes
+    workers = data.workers if data.workers is not None else max(0, min(own - 1, 8))
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,

@@ -60,7 +60,7 @@ class MultiLabelEvaluation:
 
     Attributes:
         classes: class names.
-        split: which photos: 'val', 'train' or 'all'.
+        split: which photos: 'val', 'train', 'test' or 'all'.
         num_images: photos evaluated, N.
         loss: mean binary cross-entropy over photos and classes, in nats.
         exact_match: photos whose claimed labels are exactly the true ones.
@@ -70,6 +70,7 @@ class MultiLabelEvaluation:
         average_precision: of each class, None for one without photos.
         predictions: one result for each photo, in the order they were given.
         skipped: files left out, with reasons.
+        notes: what a person should know of which photos these are, a sentence each.
     """
 
     classes: list[str]
@@ -83,6 +84,7 @@ class MultiLabelEvaluation:
     average_precision: list[float | None]
     predictions: list[PhotoLabels] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def mean_average_precision(self) -> float:
@@ -148,6 +150,7 @@ class MultiLabelEvaluation:
             "classes": self.classes,
             "per_class": [vars(score) for score in self.per_class()],
             "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
+            "notes": self.notes,
         }
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from cmtvision.errors import CmtvisionError, ConfigError
+from cmtvision.errors import CmtvisionError, ConfigError, first_line
 
 T = TypeVar("T")
 # the first process may look at a million photos while the others wait
@@ -160,8 +160,11 @@ def _environment() -> Any:
 
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    # auto_requeue is Lightning's own way to save; ours is in engine/stopping.py
-    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+    try:
+        # auto_requeue is Lightning's own way to save; ours is in engine/stopping.py
+        return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+    except RuntimeError as error:
+        raise ConfigError(f"SLURM: {first_line(error)} Start the command with srun") from error
 
 
 def _local_world_size() -> int:

@@ -4,6 +4,9 @@ SLURM sends ahead of a time limit where the job asked for it (``#SBATCH --signal
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from cmtvision.errors import CmtvisionError
@@ -46,3 +49,35 @@ class StopSignals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+@dataclass
+class Interruptions:
+    """What a run is doing, for whoever stops it."""
+
+    doing: str = "starting"
+
+
+@contextmanager
+def interruptions(advice: Callable[[], str]) -> Iterator[Interruptions]:
+    """Turn a Ctrl-C outside the steps of training, where the run stops by itself, into one line.
+
+    Args:
+        advice: how to start again, asked for when it is needed.
+
+    Raises:
+        TrainingInterrupted: with what was being done and the advice.
+    """
+    now = Interruptions()
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main else None
+    try:
+        yield now
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning answers a Ctrl-C with exit(1), and leaves the signal ignored
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise TrainingInterrupted(f"stopped by Ctrl-C while {now.doing}; {advice()}") from None
+    finally:
+        if in_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)

@@ -76,6 +76,17 @@ def open_study(storage: str, name: str, pruner: Pruner, resume: bool) -> "Study"
             raise ConfigError(f"--storage: cannot be opened ({reason}); expected sqlite:///FILE.db") from error
 
 
+def only_study(storage: str) -> str | None:
+    """The name of the study in a storage that has one; None where it has none, several, or cannot be opened."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        names = _optuna().get_all_study_names(storage)
+    except (SQLAlchemyError, ImportError, ValueError):  # opening it says why
+        return None
+    return str(names[0]) if len(names) == 1 else None
+
+
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """optuna's messages are for programmers; its storage failing is said in one line.
@@ -129,14 +140,18 @@ def close(
         study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
 
-def reclaim(study: "Study", folder: str) -> int:
-    """Trials of this folder that a killed process left running are given up and queued again; returns how many."""
+def reclaim(study: "Study", folders: set[str] | None) -> int:
+    """Trials that a killed process left running are given up and queued again; returns how many.
+
+    Args:
+        folders: those whose trials they may be; None for any.
+    """
     from optuna.trial import TrialState
 
     left = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if trial.user_attrs.get("folder", folder) == folder
+        if folders is None or trial.user_attrs.get("folder") in {None, *folders}
     ]
     for trial in left:
         _give_up(study, trial.number, trial.params)

@@ -20,10 +20,10 @@ from cmtvision.data import Preprocess
 from cmtvision.engine.build import weight_arguments
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models import create_model
+from cmtvision.models.weight_sources import HOSTED
 from cmtvision.recipe import Recipe
 from cmtvision.weights import from_official, is_official, read_state_dict
-
-_HOSTED = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's names of models that are described where they are kept
+from cmtvision.weights.fetch import FetchError
 
 
 class Teacher:
@@ -111,7 +111,7 @@ def open_teacher(recipe: Recipe, classes: Sequence[str], student: Preprocess) ->
             f"distill.teacher {wanted}: no {CARD_FILE} in it; expected a run folder that `cmtvision train` finished, "
             "or the name of a timm model with distill.weights"
         )
-    if "/" in wanted and not wanted.startswith(_HOSTED):
+    if "/" in wanted and not wanted.startswith(HOSTED):
         raise ConfigError(
             f"distill.teacher {wanted}: no such folder; expected a run folder that `cmtvision train` finished, or the "
             "name of a timm model"
@@ -167,7 +167,7 @@ def _from_run(folder: Path, recipe: Recipe, classes: Sequence[str], student: Pre
 
 def _from_timm(name: str, recipe: Recipe, classes: Sequence[str], student: Preprocess) -> Teacher:
     weights, channels = recipe.distill.weights, student.channels
-    hosted = name.startswith(_HOSTED)
+    hosted = name.startswith(HOSTED)
     if not hosted:
         _check_name(name)
     if weights is None:
@@ -187,11 +187,8 @@ def _from_timm(name: str, recipe: Recipe, classes: Sequence[str], student: Prepr
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"distill.weights {weights}: do not fit {name} ({reason})") from error
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"distill.teacher {name}: its weights cannot be fetched ({reason}); give distill.weights a file"
-        ) from error
+    except FetchError as error:
+        raise error.of_setting("distill.weights") from error
     _check_count(name, int(model.num_classes), recipe, classes)
     config = {**resolve_model_data_config(model), "crop_mode": "center"}  # only size, mean and std are asked for
     config["input_size"] = (channels, *config["input_size"][1:])

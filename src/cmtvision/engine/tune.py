@@ -25,6 +25,7 @@ from rich.console import Console
 from cmtvision.artefact.files import CARD_FILE, MODEL_FILE, write_text
 from cmtvision.data import DatasetIndex
 from cmtvision.engine import study as studies
+from cmtvision.engine.build import fetch_pretrained
 from cmtvision.engine.fit import TrainingInterrupted, fit
 from cmtvision.engine.held_out import held_out_of_training, read_photos
 from cmtvision.engine.run_folder import alone_in
@@ -135,17 +136,20 @@ def tune(
     else:
         _check(space, recipe)
     index = held_out_of_training(read_photos(recipe, data), recipe)
+    if not {"model.name", "model.weights"} & {dimension.key for dimension in space}:
+        fetch_pretrained(recipe)  # or every trial would fail of the same
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out), studies.quiet_optuna():
         if resume:
             _check_same_photos(out, index)
         else:
             write_text(out / RECIPE_FILE, dump_recipe(recipe))
-        study = studies.open_study(storage or _default_storage(out), out.resolve().name, pruner, resume)
-        if not resume:
-            _write_plan(out, space, pruner, data, index, storage is not None)
+        study = studies.open_study(storage or _default_storage(out), _study_name(out, storage), pruner, resume)
         search = _Search(study, list(space), recipe, index, data, out, console)
-        studies.reclaim(study, _identity(out))
+        if resume:
+            studies.reclaim(study, _identities(out, storage))
+        else:
+            _write_plan(out, space, pruner, data, index, storage is not None)
         try:
             while len(studies.over(study)) < trials:
                 ended = _run_trial(search)
@@ -272,6 +276,28 @@ def _identity(out: Path) -> str:
     return str(out.resolve())
 
 
+def _identities(out: Path, storage: str | None) -> set[str] | None:
+    """The folders whose running trials are this search's own: the one it had before it was moved too; None for all.
+
+    Only this folder's processes write to its own study.db, and ``alone_in`` has just found that there is no other.
+    """
+    if storage is None:
+        return None
+    before = json.loads((out / PLAN_FILE).read_text(encoding="utf-8")).get("folder")
+    return {_identity(out), *([before] if before and not Path(before).exists() else [])}
+
+
+def _study_name(out: Path, storage: str | None) -> str:
+    """What optuna calls the search: as its folder was called when it began, which may have been renamed since."""
+    if (out / PLAN_FILE).is_file():
+        plan = json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))
+        if "study" in plan:
+            return str(plan["study"])
+        if storage is None:  # of an earlier version, and the only one in its study.db
+            return studies.only_study(_default_storage(out)) or out.resolve().name
+    return out.resolve().name
+
+
 def _default_storage(out: Path) -> str:
     return f"sqlite:///{out.resolve() / STUDY_FILE}"
 
@@ -284,6 +310,8 @@ def _write_plan(
         "data_fingerprint": index.fingerprint,
         "space": [dimension.text for dimension in space],
         "pruner": pruner,
+        "study": out.resolve().name,
+        "folder": _identity(out),
         "own_storage": own,  # its URL may hold a password, so it is not written down
     }
     write_text(out / PLAN_FILE, json.dumps(plan, indent=2) + "\n")

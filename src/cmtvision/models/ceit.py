@@ -523,7 +523,7 @@ def _create_ceit(name: str, row: str, side: int, pretrained: bool, **kwargs: Any
     """Make a registered CeiT through timm: the values of a row of NETWORKS at an image size, with changes."""
     refuse_missing_weights(name, pretrained, kwargs, ADVICE)
     feature_cfg = {"out_indices": 3, "feature_cls": "getter", **kwargs.pop("feature_cfg", {})}
-    read_by_us(kwargs)
+    read_by_us(name, pretrained, kwargs)
     model: CeiT = build_model_with_cfg(
         CeiT,
         name,

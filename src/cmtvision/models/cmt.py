@@ -466,7 +466,7 @@ def create_cmt(name: str, pretrained: bool = False, row: str | None = None, **kw
     variant = VARIANTS[row or name]
     feature_cfg = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True, **kwargs.pop("feature_cfg", {})}
     kwargs.setdefault("img_size", variant.input_size)
-    read_by_us(kwargs)
+    read_by_us(name, pretrained, kwargs)
     model: CMT = build_model_with_cfg(
         CMT,
         name,

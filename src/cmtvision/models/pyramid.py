@@ -293,7 +293,7 @@ def create_pyramid(cls: Any, name: str, pretrained: bool, advice: str, **kwargs:
     """
     refuse_missing_weights(name, pretrained, kwargs, advice)
     feature_cfg = {"out_indices": (0, 1, 2), "feature_cls": "getter", **kwargs.pop("feature_cfg", {})}
-    read_by_us(kwargs)
+    read_by_us(name, pretrained, kwargs)
     return build_model_with_cfg(
         cls, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **kwargs
     )

@@ -8,6 +8,7 @@ import torch
 
 from cmtvision.errors import ConfigError, first_line
 from cmtvision.models.user_models import registered_names
+from cmtvision.models.weight_sources import HOSTED, SOURCE_ARGUMENTS, check_source, explained
 
 FAMILIES = ("cmt_*", "ceit_*", "cvt_*", "pvt_v1_*", "vit_nano", "deit_nano_distilled")
 
@@ -26,10 +27,14 @@ def create_model(name: str, **kwargs: Any) -> Any:
 
     Raises:
         ConfigError: an unknown name, or an argument the model does not take.
+        FetchError: weights to download that do not come.
     """
     check_name(name)
     try:
-        return timm.create_model(name, **kwargs)
+        with explained(name):
+            if name.startswith(HOSTED) or (kwargs.get("pretrained") and not SOURCE_ARGUMENTS & kwargs.keys()):
+                check_source(name)
+            return timm.create_model(name, **kwargs)
     except TypeError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
 
@@ -37,7 +42,7 @@ def create_model(name: str, **kwargs: Any) -> Any:
 def check_name(name: str) -> None:
     """Refuse a name that neither timm nor this package knows. Raises ConfigError, with a did-you-mean."""
     base = name.partition(".")[0]
-    if "/" in name or name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(base):
+    if "/" in name or name.startswith(HOSTED) or timm.is_model(base):
         return
     close = get_close_matches(base, list_models(), 2, cutoff=0.5) or get_close_matches(base, timm.list_models(), 2)
     hint = f"did you mean {' or '.join(close)}?" if close else "`cmtvision models` lists them"

@@ -23,6 +23,7 @@ from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models.cmt import CMT
 from cmtvision.models.timm_private import generate_default_cfgs
 from cmtvision.models.variants import VARIANTS
+from cmtvision.user_folders import home_folder
 from cmtvision.weights.files import atomic_write
 
 __all__: list[str] = []  # timm adds the names that are registered
@@ -133,7 +134,7 @@ def register_remembered() -> None:
     """Register what was written down. Never raises: files that cannot be used are named in one warning."""
     try:
         files = sorted(registry_folder().glob("*.json"))
-    except (OSError, RuntimeError):  # no such folder for us, or no home
+    except (OSError, ConfigError):  # no such folder for us, or no home
         return
     faults = []
     for path in files:
@@ -158,9 +159,13 @@ def expand(name: str) -> Definition | None:
 
 
 def registry_folder() -> Path:
-    """Where names are written down; it need not be there."""
-    base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "cmtvision" / "models"
+    """Where names are written down; it need not be there. Raises ConfigError where there is no home folder."""
+    chosen, home = os.environ.get("XDG_DATA_HOME"), home_folder()
+    if chosen:
+        return Path(chosen) / "cmtvision" / "models"
+    if home is None:
+        raise ConfigError("no home folder to write names of models down in; set XDG_DATA_HOME to a folder of yours")
+    return home / ".local" / "share" / "cmtvision" / "models"
 
 
 def check_name(name: str, definition: Definition | None = None, overwrite: bool = False) -> None:

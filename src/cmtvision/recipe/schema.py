@@ -68,7 +68,7 @@ class DataSection(Section):
     """How the data is split, read and held."""
 
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of each class held out where the data has no validation part; 0 holds nothing out."""
+    """Share of each class (about) held out where the data has no validation part; 0 holds nothing out."""
     split_seed: CountOrZero = 0
     workers: CountOrZero | None = None
     """Loader processes; None is one less than the cores, 8 at most, and none on a single core."""

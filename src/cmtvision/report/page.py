@@ -53,7 +53,7 @@ def write_report(run: str | Path) -> Path:
     for per_group in (12, 4, 0):
         samples = sample_predictions(content, predictor, per_group) if per_group else Samples(note=_NO_ROOM)
         html = _render(content, predictor, samples)
-        if len(html.encode()) < MAX_BYTES:
+        if len(html.encode(errors="backslashreplace")) < MAX_BYTES:
             break
     else:
         raise DataError(f"{content.folder}: its report would be larger than {MAX_BYTES // 1_000_000} MB")
@@ -110,10 +110,10 @@ def _score_context(scores: Scores | None) -> dict[str, Any] | None:
         return None
     matrix = None
     if len(scores.classes) <= MAX_MATRIX_CLASSES:
-        sums = scores.confusion.sum(axis=1)
+        sums = scores.confusion.images
         matrix = [
             (name, [(int(count), float(count / max(total, 1))) for count in row])
-            for name, row, total in zip(scores.classes, scores.confusion, sums, strict=True)
+            for name, row, total in zip(scores.classes, scores.confusion.matrix(), sums, strict=True)
         ]
     rows = class_rows(scores.classes, scores.confusion)
     return {

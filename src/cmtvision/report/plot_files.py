@@ -27,7 +27,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     check_suffix(path)
     path = Path(path)
     kind = path.suffix.lower()[1:]
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": "cmtvision"}
 
     def write(temporary: str) -> None:
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cmtvision"}):

@@ -1,10 +1,10 @@
 """The roofline of a record of ``cmtvision bench``, and its table as CSV.
 
     x = arithmetic intensity: FLOPs of a pass / bytes that it cannot help moving (see ``bench.cells``)
-    y = FLOP/s reached;  roof = min(FLOP/s of matrix products in a precision, x * bytes/s of a memory copy)
+    y = FLOP/s reached;  roof = min(FLOP/s of matrix products in a precision, x * bytes/s of the caches)
 
-A point under the slope is bound by memory, one under a flat roof by arithmetic. What stands above the slope runs in
-caches.
+A second slope is that of memory: a point above it has its maps in caches. A point under a slope is bound by what it
+moves, one under a flat roof by arithmetic; none stands above its roof. Records without caches have the one slope.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ _MARKERS = {
     "eager": "o", "channels-last": "s", "fused": "D", "compiled": "^", "cuda-graph": "v", "torch": "P", "onnx": "X",
     "openvino": "*",
 }  # fmt: skip
+_SLOPES = {"cache": ("slope: caches", "-"), "copy": ("slope: memory", "--")}  # in words, and its line
 _MOST_NAMES = 12  # beyond, names would cover the points
 _COLUMNS = (
     "target", "architecture", "runtime", "precision", "threads", "batch", "input_px", "gmacs", "passes", "p50_ms",
@@ -123,15 +124,17 @@ def _draw(axes: Any, rows: Sequence[Row], limits: Row) -> None:
     """A panel; a limit that could not be measured has no line."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    copy = limits["copy"]["median"] / 1e9 if "copy" in limits else None
+    slopes = {name: limits[name]["median"] / 1e9 for name in _SLOPES if name in limits}
+    copy = max(slopes.values(), default=None)
     roofs = {name: limits[name]["median"] / 1e9 for name in _COLOURS if name in limits}
     places = [_place(row) for row in rows]
     left = min(x for x, _ in places) / 3
     right = 3 * max(x for x, _ in places)
-    if copy is not None:
-        ridge = max(roofs.values()) / copy if roofs else right
-        right = max(right, 3 * ridge if roofs else right)
-        axes.plot([left, ridge], [copy * left, copy * ridge], color=_INK, linewidth=1.2, zorder=2)
+    if roofs:
+        right = max([right, *(3 * max(roofs.values()) / slope for slope in slopes.values())])
+    for name, slope in slopes.items():
+        ridge = max(roofs.values()) / slope if roofs else right
+        axes.plot([left, ridge], [slope * left, slope * ridge], _SLOPES[name][1], color=_INK, linewidth=1.2, zorder=2)
     for name, roof in roofs.items():
         begins = left if copy is None else roof / copy
         axes.plot([begins, right], [roof, roof], color=_COLOURS[name], linewidth=1.4, zorder=2)
@@ -144,11 +147,11 @@ def _draw(axes: Any, rows: Sequence[Row], limits: Row) -> None:
             [x], [y], s=70 if _MARKERS[row["runtime"]] == "*" else 42, marker=_MARKERS[row["runtime"]],
             color=_COLOURS.get(row["precision"], _INK), edgecolor="white", linewidth=0.7, zorder=3,
         )  # fmt: skip
-    lowest = min([y for _, y in places] + ([] if copy is None else [copy * left]))
+    lowest = min([y for _, y in places] + [slope * left for slope in slopes.values()])
     axes.set_xlim(left, right)
     axes.set_ylim(lowest / 2, 2 * max([*roofs.values(), *(y for _, y in places)]))
-    slope = "memory copy was not measured" if copy is None else f"slope: memory copy, {copy:,.1f} GB/s"
-    axes.set_xlabel(f"arithmetic intensity (FLOPs a byte; {slope})")
+    said = [f"{_SLOPES[name][0]} {slope:,.1f} GB/s" for name, slope in slopes.items()]
+    axes.set_xlabel(f"arithmetic intensity (FLOPs a byte; {'; '.join(said) or 'memory was not measured'})")
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     for name in ("top", "right"):

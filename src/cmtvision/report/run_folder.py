@@ -4,23 +4,24 @@ Only recipe.yaml and run.json must be there; whatever else is missing leaves its
 """
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import yaml
 
+from cmtvision.artefact.confusion import Confusion
+from cmtvision.data.index import from_spelled
 from cmtvision.errors import CheckpointError, DataError
 
 MAX_BYTES = 200_000_000
 
 
 class SplitRow(NamedTuple):
-    """One photo of split.csv: its path from the data's root, its class, its part ('train' or 'val')."""
+    """One photo of split.csv: its path from the data's root, its class, its part ('train', 'val' or 'test')."""
 
     path: str
     label: str
@@ -33,14 +34,14 @@ class Scores:
 
     Attributes:
         classes: class names, the order of the confusion matrix.
-        confusion: counts (classes, classes), [true, predicted].
+        confusion: which class was taken for which.
         top5_correct: images whose class is among the five most probable, None where it was not written.
         loss: mean cross-entropy, None where it was not written.
-        split: 'val' (held out), 'train' or 'all'.
+        split: 'val' (held out), 'train', 'test' or 'all'.
     """
 
     classes: list[str]
-    confusion: npt.NDArray[np.int64]
+    confusion: Confusion
     top5_correct: int | None
     loss: float | None
     split: str
@@ -48,12 +49,12 @@ class Scores:
     @property
     def num_images(self) -> int:
         """Images evaluated."""
-        return int(self.confusion.sum())
+        return int(self.confusion.count.sum())
 
     @property
     def top1_correct(self) -> int:
         """Images whose most probable class is the true one."""
-        return int(np.trace(self.confusion))
+        return int(self.confusion.correct.sum())
 
 
 class LabelRow(NamedTuple):
@@ -77,7 +78,7 @@ class LabelScores:
         exact_match: images whose claimed labels are exactly the true ones.
         num_images: images evaluated.
         loss: mean binary cross-entropy, None where it was not written.
-        split: 'val' (held out), 'train' or 'all'.
+        split: 'val' (held out), 'train', 'test' or 'all'.
         rows: every class, lowest average precision first, classes without photos last.
     """
 
@@ -157,7 +158,7 @@ def read_run(run: str | Path) -> RunFolder:
         metrics=[{key: _number(value) for key, value in row.items() if key} for row in _rows(folder / "metrics.csv")],
         scores=_scores(folder / "evaluation.json"),
         split=[
-            SplitRow(row.get("path", ""), row.get("label", ""), row.get("split", ""))
+            SplitRow(from_spelled(row.get("path", "")), from_spelled(row.get("label", "")), row.get("split", ""))
             for row in _rows(folder / "split.csv")
         ],
         skipped=[(row.get("path", ""), row.get("reason", "")) for row in _rows(folder / "skipped.csv")],
@@ -172,9 +173,7 @@ def _scores(path: Path) -> Scores | LabelScores | None:
         if content.get("task") == "multi-label":
             return _label_scores(content)
         classes = [str(name) for name in content["classes"]]
-        confusion = np.asarray(content["confusion"], dtype=np.int64)
-        if confusion.shape != (len(classes), len(classes)) or (confusion < 0).any():
-            raise ValueError(f"confusion of shape {confusion.shape} for {len(classes)} classes")
+        confusion = Confusion.from_json(content["confusion"], len(classes))
         top5, loss = content.get("top5_correct"), content.get("loss")
         return Scores(
             classes=classes,
@@ -216,7 +215,7 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB; not a file of a run")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # line ends as they are: a file's name may hold one
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
@@ -236,7 +235,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
     try:
         # a row cut short gives None for what it lacks
-        return [{key: value or "" for key, value in row.items()} for row in csv.DictReader(_text(path).splitlines())]
+        rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+        return [{key: value or "" for key, value in row.items()} for row in rows]
     except csv.Error as error:
         raise DataError(f"{path}: not valid CSV ({error})") from None
 

@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from cmtvision.artefact.confusion import Confusion
 
 
 class ClassRow(NamedTuple):
@@ -43,9 +44,9 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def class_rows(classes: list[str], confusion: npt.NDArray[np.int64]) -> list[ClassRow]:
-    """Recall and precision of each class from a confusion matrix [true, predicted], lowest recall first."""
-    images, predicted, correct = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+def class_rows(classes: list[str], confusion: Confusion) -> list[ClassRow]:
+    """Recall and precision of each class, lowest recall first."""
+    images, predicted, correct = confusion.images, confusion.claimed, confusion.correct
     rows = [
         ClassRow(
             name,
@@ -59,14 +60,13 @@ def class_rows(classes: list[str], confusion: npt.NDArray[np.int64]) -> list[Cla
     return sorted(rows, key=lambda row: (math.inf if row.recall is None else row.recall, row.name))
 
 
-def confused_pairs(classes: list[str], confusion: npt.NDArray[np.int64], most: int) -> list[ConfusedPair]:
+def confused_pairs(classes: list[str], confusion: Confusion, most: int) -> list[ConfusedPair]:
     """The pairs of classes with most mistakes, at most ``most`` of them, none with zero."""
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    images = confusion.sum(axis=1)
-    true, predicted = np.nonzero(wrong)
-    order = np.argsort(-wrong[true, predicted], kind="stable")[:most]
+    wrong = (confusion.true != confusion.predicted) & (confusion.count > 0)
+    true, predicted, count = confusion.true[wrong], confusion.predicted[wrong], confusion.count[wrong]
+    images = confusion.images
+    order = np.argsort(-count, kind="stable")[:most].tolist()
     return [
-        ConfusedPair(classes[t], classes[p], int(wrong[t, p]), int(images[t]))
-        for t, p in zip(true[order].tolist(), predicted[order].tolist(), strict=True)
+        ConfusedPair(classes[true[one]], classes[predicted[one]], int(count[one]), int(images[true[one]]))
+        for one in order
     ]

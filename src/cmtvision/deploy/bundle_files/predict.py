@@ -13,6 +13,7 @@ trained and evaluated with. Written by `cmtvision export --bundle`; Apache-2.0.
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ try:
     import numpy as np
     import numpy.typing as npt
 
-    from cmtvision.data.decode import ImageSource
+    from cmtvision.data.decode import ImageSource, each_image
     from cmtvision.data.preprocess import Preprocess
     from cmtvision.errors import CheckpointError, CmtvisionError, ConfigError, DataError, first_line
 except ImportError as error:
@@ -82,6 +83,7 @@ class Predictor:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit products alike on every processor
         options.log_severity_level = 3
         file = folder / card.file
         try:
@@ -96,9 +98,10 @@ class Predictor:
         pixels = self.preprocess.prepare(image)
         return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], self.preprocess.channels)))
 
-    def logits(self, images: Sequence[ImageSource]) -> npt.NDArray[np.float32]:
-        """Logits (len(images), classes) of one batch. Raises DataError for an image that cannot be read."""
-        return self.forward(np.stack([self.inputs(image) for image in images]))
+    def logits(self, images: ImageSource | Iterable[ImageSource]) -> npt.NDArray[np.float32]:
+        """Logits (images, classes) of one batch. Raises DataError for an image that cannot be read."""
+        inputs = [self.inputs(image) for image in each_image(images)]
+        return self.forward(np.stack(inputs)) if inputs else np.zeros((0, len(self.classes)), np.float32)
 
     def forward(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Logits (B, classes) of a batch of ``inputs``."""
@@ -106,9 +109,21 @@ class Predictor:
         logits: npt.NDArray[np.float32] = found
         return logits
 
-    def predict(self, images: Iterable[ImageSource], top: int = 5, batch_size: int = 32) -> list[Prediction]:
-        """Predict any number of images: paths, bytes, PIL images or arrays."""
-        waiting, found = iter(images), []
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], top: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Predict any number of images: paths, bytes, open files, PIL images, arrays or tensors.
+
+        One image alone is a list of one; an array (N, H, W, C) is N images, any of two or three dimensions is one.
+
+        Raises:
+            DataError: an image that cannot be read, by name.
+            ConfigError: top or batch_size below 1.
+        """
+        for name, value in (("top", top), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1")
+        waiting, found = iter(each_image(images)), []
         while batch := list(islice(waiting, batch_size)):
             found += self.decide(self.logits(batch), top)
         return found
@@ -134,6 +149,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads for one batch; default: the cores")
     parser.add_argument("--json", action="store_true", help="print as JSON")
     options = parser.parse_args(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     predictions, failed = [], []
     try:
         for name in ("top", "threads"):
@@ -155,8 +173,18 @@ def main(words: Sequence[str] | None = None) -> int:
         _print(f"error: {error}", sys.stderr)
         return 2
     if options.json:
-        _print(json.dumps({"predictions": predictions, "failed": failed}, indent=2, ensure_ascii=False), sys.stdout)
+        _print(_json({"predictions": predictions, "failed": failed}), sys.stdout)
     return 2 if failed else 0
+
+
+def _json(value: Any) -> str:
+    """JSON that stays valid in whatever encoding stdout has."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2)
+    return text
 
 
 def _print(text: str, where: Any) -> None:
