@@ -16,6 +16,8 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 MACHINES = {  # what uv calls them; the oldest Python that pyproject.toml allows, and the later ones
@@ -52,7 +54,7 @@ def uv(*options: str) -> subprocess.CompletedProcess[str]:
 
 def pinned(text: str) -> set[str]:
     """The names of the packages in a list of pinned versions."""
-    return {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)==", text, flags=re.MULTILINE)}
+    return {str(canonicalize_name(name)) for name in re.findall(r"^([\w.-]+)==", text, flags=re.MULTILINE)}
 
 
 def faults(machine: str, constrained: bool) -> list[str]:

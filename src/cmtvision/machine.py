@@ -110,8 +110,8 @@ def sleep_soon(environment: MutableMapping[str, str] = os.environ) -> None:
 
     A thread that waits in a loop takes a processor away from whoever has work: another program, a loader process, or
     the thread that it waits for. GNU's OpenMP, which PyTorch for Linux brings, waits for milliseconds; ``SPIN`` turns
-    are some microseconds, as long as it takes to fall asleep and wake (benchmarks/records/busy-cpu.json). It reads the
-    setting when it is loaded, so this comes before torch is imported, and child processes inherit it.
+    are far fewer, and cost nothing when idle (benchmarks/records/busy-cpu.json). It reads the setting when it is
+    loaded, so this comes before torch is imported, and child processes inherit it.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPIN

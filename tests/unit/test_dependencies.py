@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "cmtvision"
@@ -38,10 +39,6 @@ class Import(NamedTuple):
     late: bool
 
 
-def canonical(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def declared(lines):
     """Names of the packages that a list of requirements needs, those of extras of our own among them."""
     names = set()
@@ -49,7 +46,7 @@ def declared(lines):
         if requirement.name == "cmtvision":
             names = names.union(*(EXTRAS[extra] for extra in requirement.extras))
         else:
-            names.add(canonical(requirement.name))
+            names.add(canonicalize_name(requirement.name))
     return names
 
 
@@ -70,7 +67,7 @@ def third_party(module):
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in WITH_TORCH or top in OWN_MODULES:
         return None
-    return canonical(DISTRIBUTIONS.get(top, [top])[0])
+    return canonicalize_name(DISTRIBUTIONS.get(top, [top])[0])
 
 
 @cache

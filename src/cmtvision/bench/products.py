@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cmtvision.artefact.runtime_openvino import capabilities
+from cmtvision.artefact.runtime_openvino import arithmetic_settings, capabilities
 from cmtvision.artefact.runtimes import import_onnxruntime, import_openvino, openvino_core
 from cmtvision.deploy.fused_layers import can_pack
 from cmtvision.errors import ConfigError
@@ -31,7 +31,6 @@ from cmtvision.errors import ConfigError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 Step: TypeAlias = Callable[[], Any]
 Shape: TypeAlias = tuple[int, int, int]  # (M, K, N): matrices (M, K) times (K, N)
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CHAIN = 4  # products of OpenVINO's graph
 
 
@@ -224,7 +223,7 @@ def _openvino(kind: str, shape: Shape, device: str) -> Step:
         out = ops.matmul(out, weight, False, True)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": _HINTS[kind],
+        **arithmetic_settings(kind, kind),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     request = openvino_core().compile_model(openvino.Model([out], [x]), "CPU", settings).create_infer_request()

@@ -96,23 +96,15 @@ def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, proce
     Raises:
         DataError: no data there. ConfigError: no such model, or fewer photos than processes. FetchError: no weights.
     """
+    from cmtvision.artefact.run_files import SPLIT_FILE
     from cmtvision.cli import output
     from cmtvision.cli.plan_lines import plan_lines
-    from cmtvision.data import read_dataset
     from cmtvision.data.split_file import keep_split
     from cmtvision.engine.build import fetch_pretrained
+    from cmtvision.engine.held_out import read_photos
 
-    section = recipe.data
-    index = read_dataset(
-        data,
-        val_fraction=section.val_fraction,
-        split_seed=section.split_seed,
-        verify=False,
-        multi_label=section.multi_label,
-        image_column=section.image_column,
-        label_column=section.label_column,
-    )
-    split = out / "split.csv"
+    index = read_photos(recipe, data, verify=False)
+    split = out / SPLIT_FILE
     if resume and split.is_file():  # in the parts that the run began with
         index, _ = keep_split(index, split)
     lines = plan_lines(recipe, index, data, out, resume, processes)

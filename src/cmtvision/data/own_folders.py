@@ -21,7 +21,8 @@ _MARKS = (
     ("model.json", "model.pt2"),
 )
 """Files of which a folder of ours has both: a run, a search, a study, an artefact, an export."""
-_SHARDS = b"cmtvision shards"  # what our index.json begins with
+SHARD_FORMAT = "cmtvision shards"
+"""What the index.json of our shards begins with."""
 _TRACES = ("comparison.json", "ablation.json", "bench.json", ".lock")
 """Files that stand alone in a folder of ours; beside photos they mean nothing."""
 _DEFAULT = "runs"  # where every command writes without --out
@@ -31,9 +32,14 @@ def has_marks(folder: Path) -> bool:
     """Whether a folder is one run, study, export or set of shards of ours."""
     try:
         ours = any((folder / first).is_file() and (folder / second).is_file() for first, second in _MARKS)
-        return ours or ((folder / "classes.json").is_file() and _SHARDS in _beginning(folder / "index.json"))
+        return ours or ((folder / "classes.json").is_file() and is_shard_index(folder / "index.json"))
     except OSError:  # a folder that may not be looked into is met again where its photos are listed
         return False
+
+
+def is_shard_index(file: Path) -> bool:
+    """Whether a file is the index.json of shards that we wrote, by its first bytes."""
+    return SHARD_FORMAT.encode() in _beginning(file)[:200]
 
 
 def is_own(folder: Path, image_suffixes: frozenset[str]) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from cmtvision.data.index import Skipped
 from cmtvision.data.labels import resolve
 from cmtvision.data.listing import Entry, Listing, class_folders, settle_splits
+from cmtvision.data.own_folders import SHARD_FORMAT, is_shard_index
 from cmtvision.data.photos import StoredPhoto
 from cmtvision.data.shard_names import expand, join, parent, part_of, read_small, shards_in
 from cmtvision.data.shards import Shard, filesystem, is_url, remote_errors
@@ -29,7 +30,6 @@ from cmtvision.errors import DataError
 
 INDEX_FILE = "index.json"
 CLASSES_FILE = "classes.json"
-FORMAT = "cmtvision shards"
 VERSION = 1
 _SCAN = 2  # of what is kept of a shard without an index
 MAX_INDEX_BYTES = 4_000_000_000
@@ -51,7 +51,7 @@ def is_shards(path: Path) -> bool:
     """
     if not path.is_dir():
         return re.search(r"\.(tar(\.\w+)?|tgz)$", path.name) is not None
-    if _is_ours(path / INDEX_FILE):
+    if is_shard_index(path / INDEX_FILE):
         return True
     found = any(path.glob("*.tar")) or any(part_named(tar.parent.name) for tar in path.glob("*/*.tar"))
     return found and not class_folders(path)
@@ -161,7 +161,7 @@ def _index_above(folder: str, asked: str | None) -> tuple[str, dict[str, Any]] |
     for place in [folder] if asked is not None else [folder, parent(folder)]:
         file = join(place, INDEX_FILE)
         text = read_small(file, MAX_INDEX_BYTES)
-        if text is not None and FORMAT.encode() in text[:200]:
+        if text is not None and SHARD_FORMAT.encode() in text[:200]:
             return file, _checked_index(file, text)
     return None
 
@@ -195,17 +195,9 @@ def shard_files(file: str) -> list[str]:
         DataError: it is ours, but not whole.
     """
     text = read_small(file, MAX_INDEX_BYTES)
-    if text is None or FORMAT.encode() not in text[:200]:
+    if text is None or SHARD_FORMAT.encode() not in text[:200]:
         return []
     return [one["file"] for one in _checked_index(file, text)["shards"]]
-
-
-def _is_ours(file: Path) -> bool:
-    try:
-        with file.open("rb") as raw:
-            return FORMAT.encode() in raw.read(200)
-    except OSError:
-        return False
 
 
 def _declared_classes(folder: str) -> list[str] | None:

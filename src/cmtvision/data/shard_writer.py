@@ -23,8 +23,9 @@ from PIL import Image
 
 from cmtvision.data.decode import MAX_BYTES, open_image
 from cmtvision.data.index import DatasetIndex, Sample
+from cmtvision.data.own_folders import SHARD_FORMAT
 from cmtvision.data.photos import PhotoPath
-from cmtvision.data.shard_index import CLASSES_FILE, FORMAT, INDEX_FILE, VERSION, shard_files
+from cmtvision.data.shard_index import CLASSES_FILE, INDEX_FILE, VERSION, shard_files
 from cmtvision.data.whole_folder import below, check_target, move_into_place, partial_folder
 from cmtvision.errors import DataError
 
@@ -103,7 +104,7 @@ def write_shards(
                 if progress is not None:
                     progress(done, total)
         content = {
-            "format": FORMAT, "version": VERSION, "classes": index.classes, "multi_label": index.multi_label,
+            "format": SHARD_FORMAT, "version": VERSION, "classes": index.classes, "multi_label": index.multi_label,
             "seed": seed, "short_side": short_side, "fingerprint": index.fingerprint, "shards": shards,
         }  # fmt: skip
         # Bytes of a name that are no UTF-8 become \udcXX, which is how JSON spells them too.

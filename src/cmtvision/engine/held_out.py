@@ -9,13 +9,14 @@ from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
 
 
-def read_photos(recipe: Recipe, data: str | Path) -> DatasetIndex:
-    """The list of a data set's photos, read and split as the recipe's data section says."""
+def read_photos(recipe: Recipe, data: str | Path, verify: bool = True) -> DatasetIndex:
+    """The list of a data set's photos, read and split as the recipe's data section says; see ``read_dataset``."""
     section = recipe.data
     return read_dataset(
         data,
         val_fraction=section.val_fraction,
         split_seed=section.split_seed,
+        verify=verify,
         max_pixels=section.max_pixels,
         max_bytes=section.max_bytes,
         multi_label=section.multi_label,
