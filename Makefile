@@ -28,7 +28,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
 demo: $(BASE)
 	$(BIN)/cmtvision sample-data $(DEMO)/photos --overwrite
-	$(BIN)/cmtvision train $(DEMO)/photos --recipe demo --out $(DEMO)/run --overwrite
+	$(BIN)/cmtvision train $(DEMO)/photos --minutes 4 --out $(DEMO)/run --overwrite
 	$(BIN)/cmtvision eval $(DEMO)/run $(DEMO)/photos
 	$(BIN)/cmtvision predict $(DEMO)/run $(DEMO)/photos/val/sandal/*81.png --top 3
 	@echo

@@ -1,7 +1,7 @@
-"""Write the README's tables from the records: python benchmarks/tables.py [--check].
+"""Write the tables of the README and of docs/choices.md from the records: python benchmarks/tables.py [--check].
 
 A table stands between <!-- table:NAME --> and <!-- /table --> and is replaced whole; --check only says whether the
-README is fresh (exit code 1 if not).
+pages are fresh (exit code 1 if not).
 """
 
 import json
@@ -15,7 +15,6 @@ from cmtvision.report.ablation import in_points
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
-README = ROOT / "README.md"
 
 
 def record(name: str) -> dict[str, Any]:
@@ -216,33 +215,94 @@ def hardware() -> str:
     return measured("speed-cpu")
 
 
-TABLES = {
+def first_run() -> str:
+    """The first run's figures: a row a method, a column a set of photos, test photos recognised."""
+    found = record("first-run")
+    names = {
+        "old": "before: `--recipe default`, `cmt_ti` at 96 px", "new": "**`cmtvision train`**",
+        "tuned": "with what half an hour of `cmtvision tune` found", "fastai": "fastai, resnet18, 224 px",
+        "fastai-small": "fastai, resnet18, 64 px", "timm": "timm's train.py, resnet18, 224 px",
+        "timm-small": "timm's train.py, resnet18, 64 px",
+    }  # fmt: skip
+    heads = [f"{name} ({part['train']:,} photos, {part['classes']} classes)" for name, part in found["sets"].items()]
+    lines = [
+        f"| {found['minutes']} minutes from random weights: test photos recognised (epochs) | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for method, said in names.items():
+        cells = []
+        for name in found["sets"]:
+            runs = [run for run in found["runs"] if (run["set"], run["method"]) == (name, method)]
+            cells.append(", ".join(f"{run['correct'] / run['total']:.1%} ({run['epochs']})" for run in runs) or "-")
+        if set(cells) != {"-"}:
+            lines.append(f"| {said} | {' | '.join(cells)} |")
+    return with_place(lines, "first-run")
+
+
+def first_run_bounds() -> str:
+    """How well `--minutes` was kept."""
+    found = record("first-run")["bounds"]
+    lines = [
+        "| `--minutes` | Beside it | Took | Off by | Network, epochs | Held-out accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in sorted(found, key=lambda one: (one["minutes"], one["busy"])):
+        off = one["seconds"] / 60 / one["minutes"] - 1
+        minutes, seconds = divmod(round(one["seconds"]), 60)
+        beside = "a busy loop" if one["busy"] else "nothing"
+        lines.append(
+            f"| {one['minutes']} | {beside} | {minutes}:{seconds:02d} | {off:+.1%} | "
+            f"`{one['network']}` at {one['img_size']} px, {one['epochs']} | {one['held_out']:.1%} |"
+        )
+    return with_place(lines, "first-run")
+
+
+def other_start() -> str:
+    """EfficientNet-Lite0 as model and as teacher, beside the same without a teacher."""
+    found = record("other-start-lite0")
+    lines = ["| | Size | Epochs | Test photos recognised |", "|---|---|---|---|"]
+    for row in found["methods"].values():
+        epochs, shares = row["epochs"][0], ", ".join(f"{count / row['photos']:.1%}" for count in row["correct"])
+        lines.append(f"| {row['what']} | {row['pixels']} px | {epochs} | {shares} |")
+    return with_place(lines, "other-start-lite0")
+
+
+README_TABLES = {
     "models": models, "runs": runs, "ladder": ladder, "peers": peers, "transfer": transfer, "throughput": throughput,
     "inference": inference, "same_cost": same_cost, "int8": int8, "hardware": hardware,
 }  # fmt: skip
 
 
-def fresh(text: str) -> str:
-    """The README's text with every table written anew."""
-    for name, table in TABLES.items():
-        pattern = re.compile(rf"<!-- table:{name} -->\n.*?\n<!-- /table -->", re.DOTALL)
+PAGES = {
+    "README.md": README_TABLES,
+    "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
+    "docs/training.md": {"other_start": other_start},
+}
+
+
+def fresh(page: str, text: str) -> str:
+    """A page's text with every table written anew."""
+    for name, table in PAGES[page].items():
+        pattern = re.compile(rf"<!-- table:{name} -->\n(?:(?!<!-- /table -->).)*<!-- /table -->", re.DOTALL)
         place = pattern.search(text)
         if place is None:
-            raise SystemExit(f"README.md has no table:{name}")
+            raise SystemExit(f"{page} has no table:{name}")
         before, after = place.span()
         text = f"{text[:before]}<!-- table:{name} -->\n{table()}\n<!-- /table -->{text[after:]}"
     return text
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    wanted = fresh(text)
-    if "--check" in sys.argv:
-        if text != wanted:
-            print("README.md: tables are stale; run python benchmarks/tables.py")
-        return int(text != wanted)
-    README.write_text(wanted, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        wanted = fresh(page, text)
+        if "--check" not in sys.argv:
+            (ROOT / page).write_text(wanted, encoding="utf-8")
+        elif text != wanted:
+            print(f"{page}: tables are stale; run python benchmarks/tables.py")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

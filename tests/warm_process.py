@@ -13,9 +13,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-_PRELOADED = ("torch", "timm", "pytorch_lightning", "torchmetrics", "cmtvision.models", "cmtvision.engine")
+_PRELOADED = (
+    "torch", "timm", "pytorch_lightning", "torchmetrics", "torch.utils.tensorboard", "torch._functorch.aot_autograd",
+    "onnx", "onnxscript", "matplotlib.backends.backend_svg", "cmtvision.models", "cmtvision.engine", "cmtvision.deploy",
+    "cmtvision.report",
+)  # fmt: skip
 
 
 class WarmProcess:
@@ -59,7 +64,9 @@ def serve():
     import cmtvision  # noqa: F401
 
     for name in _PRELOADED:
-        import_module(name)
+        with suppress(ImportError):  # an extra that is not here is a command's business
+            import_module(name)
+    _plan_once()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job = json.loads(line)
@@ -68,6 +75,15 @@ def serve():
             os._exit(_command(job))
         answers.write(json.dumps(_wait(child, job["timeout"])) + "\n")
         answers.flush()
+
+
+def _plan_once():
+    """What the first plan of a process takes a second for: PyTorch learns the shapes that operations give."""
+    from cmtvision.engine.memory import saved_bytes
+    from cmtvision.models import build_shapes_only
+
+    model, input_size = build_shapes_only("cmt_nano")
+    saved_bytes(model.train(), input_size)
 
 
 def _wait(child, timeout):

@@ -7,11 +7,13 @@ from cmtvision.cli.app import app
 FROZEN = {
     "sample-data": ["directory", "--full", "--overwrite", "--json"],
     "train": [
-        "data", "--model", "--weights", "--recipe", "--set", "--out", "--epochs", "--batch-size", "--device", "--seed",
-        "--devices", "--resume", "--accept-changed-data", "--overwrite", "--wandb", "--mlflow", "--json",
+        "data", "--model", "--weights", "--recipe", "--set", "--out", "--minutes", "--epochs", "--batch-size",
+        "--device", "--seed", "--devices", "--resume", "--accept-changed-data", "--overwrite", "--wandb", "--mlflow",
+        "--json",
     ],
     "tune": [
-        "data", "--trials", "--recipe", "--set", "--space", "--out", "--storage", "--pruner", "--resume", "--json",
+        "data", "--trials", "--minutes", "--recipe", "--set", "--space", "--out", "--storage", "--pruner", "--resume",
+        "--json",
     ],
     "lr-find": ["data", "--recipe", "--set", "--from", "--to", "--steps", "--out", "--csv", "--overwrite", "--json"],
     "shard": [

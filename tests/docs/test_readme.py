@@ -28,8 +28,9 @@ SMALLER = ["--epochs", "1", "--batch-size", "4", "--set", "train.max_steps=2"]
 WARM = WarmProcess()
 ROUGHLY = ["--rounds", "1", "--seconds", "0.02"]
 LENIENT = ["--calibration", "32", "--max-drop", "100"]
-ADDED = {"train": SMALLER, "tune": FEW, "lr-find": BRIEF, "ablate": ONCE, "compare": ["--rounds", "1"],
-         "bench": ROUGHLY, "quantize": LENIENT}  # fmt: skip
+ADDED = {"train": SMALLER, "tune": FEW, "lr-find": BRIEF, "ablate": ONCE, "quantize": LENIENT,
+         "compare": ["--rounds", "1", "--img-size", "64"],
+         "bench": [*ROUGHLY, "--runtime", "eager,fused,onnx"]}  # fmt: skip
 
 
 def blocks(language):

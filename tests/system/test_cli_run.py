@@ -29,7 +29,7 @@ def test_training_says_its_plan_its_result_and_what_it_left_out(trained, mixed_p
         assert odd not in done.stderr
         assert f"bag/{odd}," in (run / "split.csv").read_text()
     assert re.search(r"held-out accuracy: [\d.]+% \(\d+/\d+\)", done.stdout)
-    assert f"cmtvision eval run {mixed_photos}" in done.stderr
+    assert "next, to classify a photo: cmtvision predict run PHOTO..." in done.stderr
     for name in (
         "recipe.yaml",
         "model.safetensors",

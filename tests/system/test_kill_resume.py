@@ -97,7 +97,7 @@ def test_sigusr1_saves_and_a_torn_checkpoint_gives_way_to_the_one_before(photos,
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_loader_processes_too(photos, tmp_path):
-    command = [*words(photos, tmp_path / "run"), "--set", "schedule.epochs=500"]
+    command = [*words(photos, tmp_path / "run"), "--set", "schedule.epochs=500", "--set", "train.max_minutes=null"]
     command = [word.replace("data.workers=0", "data.workers=2") for word in command if word not in ("--epochs", "3")]
     process = subprocess.Popen(
         [sys.executable, "-m", "cmtvision", *command], stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -118,7 +118,7 @@ def test_photos_must_be_held_out(photos, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("train.max_minutes=3", "stop slow networks early"),
+        ("train.max_minutes=3", "train slow networks for fewer steps"),
         ("train.early_stop_patience=2", "chooses by the photos"),
         ("model.weights=pretrained", "from random weights"),
     ],

@@ -1,4 +1,4 @@
-"""The plan that is said before a run: its numbers by hand, at most eight lines, nothing left out that is at work."""
+"""The plan that is said before a run: its numbers by hand, at most ten lines, nothing left out that is at work."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,11 @@ from engine_photos import write_photos
 
 from cmtvision.cli.plan import default_out, merged_overrides, show_plan
 from cmtvision.cli.plan_lines import extras, plan_lines, planned_steps, sparkline
+from cmtvision.cli.resuming import recipe_there
 from cmtvision.data import DatasetIndex, Sample
+from cmtvision.engine.choosing import Chosen
 from cmtvision.errors import ConfigError
-from cmtvision.recipe import load_recipe
+from cmtvision.recipe import dump_recipe, load_recipe
 
 NANO = ("model.name=cmt_nano", "model.weights=null", "train.device=cpu", "train.precision=fp32")
 
@@ -20,8 +22,9 @@ def plan(recipe, *settings, num_train=400, num_val=100, processes=1, classes=5):
     photos = [Sample(Path("a.png"), 0)]
     names = [str(label) for label in range(classes)]
     index = DatasetIndex(Path(), names, photos * num_train, photos * num_val, [], "", "folders")
-    lines = plan_lines(load_recipe(recipe, settings), index, "photos", Path("runs/x"), processes=processes)
-    assert len(lines) <= 8
+    chosen = Chosen(load_recipe(recipe, settings))
+    lines = plan_lines(chosen, index, "photos", Path("runs/x"), processes=processes)
+    assert len(lines) <= 10
     assert not any("\n" in line for line in lines)
     return {line.split()[0]: line[9:] for line in lines}
 
@@ -29,7 +32,10 @@ def plan(recipe, *settings, num_train=400, num_val=100, processes=1, classes=5):
 def test_imagenet_on_eight_processes_in_figures():
     said = plan("imagenet_cmt_s", *NANO, num_train=1_281_167, num_val=50_000, processes=8, classes=1000)
     assert said["data"] == ("photos: 1,281,167 to train on, 50,000 held out (split as the data says), 1000 classes")
-    assert said["recipe"] == "imagenet_cmt_s: 310 epochs (warm-up 20, cool-down 10), 387,810 steps, seed 3407"
+    assert (
+        said["recipe"]
+        == "imagenet_cmt_s: 310 epochs (warm-up 20, cool-down 10), 387,810 steps of 1,024 photos, seed 3407"
+    )
     assert said["batch"] == "1,024 photos a step = 128 x 8 processes, 1,251 steps an epoch, each photo 3 times"
     curve, text = said["lr"].split(" ", 1)
     rates, how = text.split("; ")
@@ -146,7 +152,7 @@ def test_a_sparkline_shows_rise_and_fall():
 
 def test_the_plan_of_real_photos_goes_to_stderr(tmp_path, capsys):
     photos = write_photos(tmp_path / "photos")
-    show_plan(load_recipe("demo", ["train.device=cpu"]), photos, tmp_path / "run", resume=True)
+    show_plan(Chosen(load_recipe("demo", ["train.device=cpu"])), photos, tmp_path / "run", resume=True)
     said = capsys.readouterr()
     assert said.out == ""
     assert re.search(r"^model +cmt_nano, [\d,]+ parameters, 32 x 32 px, from random weights$", said.err, re.MULTILINE)
@@ -154,7 +160,7 @@ def test_the_plan_of_real_photos_goes_to_stderr(tmp_path, capsys):
     assert said.err.rstrip().endswith(f"{tmp_path / 'run'} (resumed)")
     for part in ("train", "test"):
         write_photos(tmp_path / "parts" / part, per_class=4)
-    show_plan(load_recipe("demo", ["train.device=cpu"]), tmp_path / "parts", tmp_path / "run", resume=False)
+    show_plan(Chosen(load_recipe("demo", ["train.device=cpu"])), tmp_path / "parts", tmp_path / "run", resume=False)
     assert "(split by seed), 12 set apart for test, 3 classes" in capsys.readouterr().err
 
 
@@ -178,3 +184,23 @@ def test_a_short_trial_shortens_the_warmups_unless_they_are_given(epochs, settin
     recipe = load_recipe("finetune", merged_overrides("finetune", settings, {"schedule.epochs": epochs}))
     assert recipe.schedule.epochs == epochs
     assert (recipe.schedule.warmup_epochs, recipe.optim.head_warmup_epochs) == (pytest.approx(warmup), head)
+
+
+def test_resume_auto_keeps_what_was_chosen_and_takes_what_the_machine_is(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        dump_recipe(load_recipe("demo", ["schedule.epochs=9", "model.rel_pos=block"]))
+    )
+    there = recipe_there(tmp_path, None, ["train.device=cpu", "train.threads=1", "schedule.epochs=9"], None)
+    assert (there.train.device, there.train.threads, there.model.name) == ("cpu", 1, "cmt_nano")
+    with pytest.raises(ConfigError, match=r"schedule.epochs is 9, not 8\)"):
+        recipe_there(tmp_path, None, ["schedule.epochs=8"], None)
+    with pytest.raises(ConfigError, match=r"schedule.epochs is 9, not"):
+        recipe_there(tmp_path, "demo", ["model.rel_pos=block"], None)
+    limited = load_recipe("demo", ["schedule.epochs=99", "train.max_minutes=3"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(limited))
+    assert recipe_there(tmp_path, "demo", [], 3.0) == limited  # its epochs were fitted to the time
+    with pytest.raises(ConfigError, match="seed is 0, not 1"):
+        recipe_there(tmp_path, "demo", ["seed=1"], 3.0)
+    assert recipe_there(tmp_path / "nothing", None, [], None) is None
+    with pytest.raises(ConfigError, match="say which run with --out"):
+        recipe_there(None, None, [], None)

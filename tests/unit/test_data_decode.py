@@ -218,3 +218,30 @@ def test_a_plain_image_is_not_copied_and_a_file_image_is_not_changed(tmp_path):
         assert "dpi" in opened.info
     assert again.info == {}
     assert np.array_equal(again, plain)
+
+
+def test_a_photo_is_shrunk_to_its_short_side_whatever_its_kind(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
+    wanted = smooth.resize((80, 60), Image.Resampling.BICUBIC)
+    exif = smooth.getexif()
+    exif[0x0112] = 6  # on its side
+    smooth.save(tmp_path / "photo.png")
+    smooth.save(tmp_path / "photo.jpg", quality=95)
+    smooth.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    assert np.array_equal(open_image(tmp_path / "photo.png", short_side=60), wanted)
+    shrunk = open_image(tmp_path / "photo.jpg", short_side=60)
+    assert shrunk.size == (80, 60)
+    difference = np.asarray(shrunk, dtype=float) - np.asarray(wanted, dtype=float)
+    assert abs(difference).mean() < 4  # of 255: decoded at a fraction of its size
+    assert open_image(tmp_path / "turned.jpg", short_side=60).size == (60, 80)
+    assert open_image(tmp_path / "photo.jpg", short_side=480).size == (640, 480)
+    assert open_image(smooth, short_side=60).size == (80, 60)
+    assert open_image(np.asarray(smooth), short_side=60).size == (80, 60)
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes((tmp_path / "photo.jpg").read_bytes()[:-3000])
+    for side in (8, 64, None):
+        with pytest.raises(DataError, match="damaged image"):
+            open_image(torn, short_side=side)
+    with pytest.raises(DataError, match="more pixels than the limit"):
+        open_image(tmp_path / "photo.jpg", max_pixels=1000, short_side=8)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import folder_dataset
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from cmtvision.data import EpochSampler, Preprocess, Sample, read_dataset
@@ -131,3 +132,32 @@ def test_several_labels_become_a_row_of_zeros_and_ones_and_stand_ins_have_the_sa
     several[2].path.unlink()
     with pytest.raises(DataError, match="no photo of its class"):
         dataset[2]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_photos_are_shrunk_as_they_are_read_and_kept_for_all_workers(tmp_path, cache):
+    root = folder_dataset(tmp_path, {"cat": 4, "dog": 4}, size=60)
+    samples = read_dataset(root, val_fraction=0).train
+    long = tmp_path / "cat" / "long.png"
+    Image.new("RGB", (400, 40), (9, 90, 200)).save(long)
+    gray = tmp_path / "cat" / "gray.png"
+    Image.new("L", (70, 50), 77).save(gray)
+    samples = [*samples, Sample(long, 0), Sample(gray, 0)]
+    transform = train_transform(PREPROCESS, AugmentSection(auto_augment=None))
+    dataset = ImageDataset(samples, transform, seed=3, cache=cache, short_side=30)
+    assert min(dataset._read(0).size) == 30
+    assert dataset._read(8).size == (300, 30)
+    assert dataset._read(9).mode == "L"
+    expected = epoch_of(dataset, 1, 0)
+    again = ImageDataset(samples, transform, seed=3, cache=cache, short_side=30)
+    loader = DataLoader(again, batch_size=4, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1):
+        seen = epoch_of(again, epoch, 2, loader)
+    assert torch.equal(seen, expected)
+    if cache:
+        for sample in samples[:8]:
+            sample.path.unlink()
+        assert torch.equal(epoch_of(again, 1, 0), expected)  # what workers have read, this process has too
+        assert again._cache.get(8) is None  # over twice as long as wide: read anew each time
+    whole = ImageDataset(samples[8:], transform, seed=3)
+    assert whole._read(0).size == (400, 40)

@@ -1,5 +1,7 @@
 import os
+import shutil
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from data_files import folder_dataset, photo, truncated_jpeg
@@ -319,13 +321,23 @@ def test_a_test_folder_is_a_part_of_its_own(tmp_path, train, test):
     assert (len(index.train), len(index.val), len(index.test), index.split_source) == (60, 2, 7, "folders")
 
 
-def test_a_class_that_only_a_held_out_part_has_is_an_error_and_a_model_may_look_at_it(tmp_path):
+def test_a_class_without_training_photos_is_an_error_in_val_and_left_out_of_test(tmp_path):
     folder_dataset(tmp_path / "train", {"cat": 3, "dog": 3})
     folder_dataset(tmp_path / "test", {"cat": 1, "Dog": 1})
-    with pytest.raises(
-        DataError, match=r"class 'Dog' is in the test part but has no training image \(there it is 'dog'"
-    ):
+    index = read_dataset(tmp_path)  # nobody looks at test photos while a network is trained
+    assert names(index, index.test) == ["test/cat/000.png"]
+    assert [(Path(one.path).parent.name, one.reason) for one in index.skipped] == [
+        ("Dog", "its class 'Dog' is in the test part but has no training image (is it 'dog'?)")
+    ]
+    again = read_dataset(tmp_path, classes=index.classes)  # as a trained model reads them
+    assert (names(again, again.test), again.fingerprint) == (names(index, index.test), index.fingerprint)
+    assert again.skipped[0].reason == "its class 'Dog' is in the test part but is none of the model's (is it 'dog'?)"
+    with pytest.raises(DataError, match="class 'Dog' is not one of the model's 2 classes"):
+        read_dataset(tmp_path / "test", classes=index.classes)
+    folder_dataset(tmp_path / "val", {"Dogs": 1})
+    with pytest.raises(DataError, match=r"class 'Dogs' is in the validation part .* \(is it 'dog'\?\)"):
         read_dataset(tmp_path)
+    shutil.rmtree(tmp_path / "val")
     assert class_names_from(tmp_path) == ["cat", "dog"]
     assert len(read_dataset(tmp_path, classes=["Dog", "cat", "dog"], val_fraction=0).test) == 2
 

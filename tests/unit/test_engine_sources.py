@@ -82,7 +82,8 @@ def test_what_was_trained_is_evaluated_whatever_its_names_are(as_tar, tmp_path):
 
 def test_one_label_losses_and_several_labels_do_not_mix():
     with pytest.raises(ConfigError, match="bce or"):
-        recipe("data.multi_label=true")
+        recipe("data.multi_label=true", "loss.name=cross_entropy")
+    assert recipe("data.multi_label=true").loss.name == "bce"
 
 
 def test_a_run_on_shards_stops_in_the_middle_of_one_and_ends_as_if_it_had_not(photos, tmp_path, monkeypatch):

@@ -72,28 +72,28 @@ def test_a_key_given_twice_is_refused():
 )
 def test_a_key_must_take_all_its_values(text, words):
     with pytest.raises(ConfigError, match=words) as refused:
-        check_space(parse_space([text]), "demo")
+        check_space(parse_space([text]), load_recipe("demo"))
     assert str(refused.value).startswith("--space")
     assert "\n" not in str(refused.value)
 
 
 def test_a_key_that_is_fixed_too_is_refused():
     with pytest.raises(ConfigError, match="both given"):
-        check_space(parse_space(["optim.lr=1e-4..1e-2"]), "demo", ["optim.lr=1e-3"])
+        check_space(parse_space(["optim.lr=1e-4..1e-2"]), load_recipe("demo", ["optim.lr=1e-3"]), ["optim.lr=1e-3"])
 
 
 def test_keys_that_fit_only_together_are_judged_together():
     epochs = "schedule.epochs=int:2..6"
     with pytest.raises(ConfigError, match=r"no combination fits.*warmup_epochs: got 20"):
-        check_space(parse_space([epochs]), "imagenet_cmt_s")
-    check_space(parse_space([epochs, "schedule.warmup_epochs=0.1,20"]), "imagenet_cmt_s")
+        check_space(parse_space([epochs]), load_recipe("imagenet_cmt_s"))
+    check_space(parse_space([epochs, "schedule.warmup_epochs=0.1,20"]), load_recipe("imagenet_cmt_s"))
 
 
 @pytest.mark.parametrize("recipe", ["demo", "default"])
 def test_the_default_space_fits_and_holds_the_recipes_own_rate(recipe):
     chosen = load_recipe(recipe)
     space = default_space(chosen)
-    check_space(space, recipe)
+    check_space(space, chosen)
     keys = {dimension.key: dimension for dimension in space}
     assert set(keys) == {"optim.lr", "optim.weight_decay", "model.drop_path_rate", "augment.mixup"}
     assert keys["optim.lr"].low < chosen.optim.lr < keys["optim.lr"].high

@@ -13,6 +13,7 @@ import cmtvision
 from cmtvision.cli.plan import show_plan
 from cmtvision.engine import fit
 from cmtvision.engine.build import build_model, fetch_pretrained
+from cmtvision.engine.choosing import Chosen
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models import create_model
 from cmtvision.models.weight_sources import fetch_weights
@@ -164,13 +165,13 @@ def test_a_teacher_without_a_network_names_its_own_setting(closed_proxy):
 def test_the_plan_is_not_said_before_the_weights_are_there(closed_proxy, tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", 4)
     with pytest.raises(FetchError):
-        show_plan(load_recipe("finetune"), photos, tmp_path / "run", resume=False)
+        show_plan(Chosen(load_recipe("finetune")), photos, tmp_path / "run", resume=False)
     assert capsys.readouterr().err == ""
     closed_proxy.asked.clear()
     with pytest.raises(ConfigError):  # what is wrong with the plan costs no download
-        show_plan(load_recipe("finetune", ["model.options.wings=2"]), photos, tmp_path / "run", resume=False)
+        show_plan(Chosen(load_recipe("finetune", ["model.options.wings=2"])), photos, tmp_path / "run", resume=False)
     assert closed_proxy.asked == []
-    show_plan(load_recipe("finetune"), photos, tmp_path / "run", resume=True)  # its checkpoint has the weights
+    show_plan(Chosen(load_recipe("finetune")), photos, tmp_path / "run", resume=True)  # its checkpoint has the weights
     assert "cmt_ti" in capsys.readouterr().err
     assert closed_proxy.asked == []
 

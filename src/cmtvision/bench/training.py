@@ -119,7 +119,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuse what would make trainings unlike each other. Raises ConfigError."""
     if recipe.train.max_minutes is not None:
         raise ConfigError(
-            "train.max_minutes: it would stop slow networks early; add --set train.max_minutes=null, or --recipe ladder"
+            "train.max_minutes: it would train slow networks for fewer steps; add --set train.max_minutes=null, "
+            "or --recipe ladder"
         )
     if recipe.train.early_stop_patience is not None:
         raise ConfigError(

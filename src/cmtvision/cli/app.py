@@ -1,5 +1,6 @@
 """The table of commands. Light: command modules import torch only inside their functions."""
 
+import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from cmtvision.cli.faults import interruptible
 from cmtvision.cli.info import info
 from cmtvision.cli.lr_find import lr_find
 from cmtvision.cli.models import models
-from cmtvision.cli.output import result
+from cmtvision.cli.output import BEGAN, result
 from cmtvision.cli.predict import predict
 from cmtvision.cli.quantize import quantize
 from cmtvision.cli.recipes import recipes
@@ -30,7 +31,7 @@ from cmtvision.cli.verify import verify
 app = typer.Typer(
     name="cmtvision",
     help="CMT (CNN meets vision transformer): train on your photos, evaluate, predict, look inside.",
-    epilog="First steps: cmtvision sample-data photos && cmtvision train photos --recipe demo",
+    epilog="First steps: cmtvision sample-data photos && cmtvision train photos",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,6 +45,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every warning.")] = False,
 ) -> None:
+    context.meta[BEGAN] = time.perf_counter()
     if version:
         from cmtvision import __version__
 

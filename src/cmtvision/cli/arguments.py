@@ -12,6 +12,10 @@ DATA_HELP = (
 RecipeOption: TypeAlias = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [default].")
 ]
+OpenRecipeOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [chosen for your photos]."),
+]
 SettingsOption: TypeAlias = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
 ]
@@ -21,6 +25,7 @@ ThreadsOption: TypeAlias = Annotated[
 StreamsOption: TypeAlias = Annotated[
     int | None, typer.Option("--streams", min=1, help="Parts of a batch computed at a time, in OpenVINO.")
 ]
+LEAST_MINUTES, MOST_MINUTES = 0.1, 525_600  # a year
 
 
 def options_end(words: Sequence[str]) -> int:

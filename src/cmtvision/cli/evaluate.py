@@ -37,7 +37,7 @@ def evaluate(  # typer reads options from the signature
     from cmtvision.cli import launch, output
 
     if devices > 1 and not launch.is_launched():
-        code = launch.launch(devices, device, launch.without_devices(context.obj))
+        code = launch.launch(devices, device, launch.without_options(context.obj, ["--devices"]))
         if code:
             raise typer.Exit(code)
         return

@@ -7,12 +7,20 @@ are passed on, and the first failure ends all.
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from cmtvision.cli.arguments import options_end
 from cmtvision.errors import ConfigError
 from cmtvision.machine import usable_cores
 
+if TYPE_CHECKING:
+    from cmtvision.recipe import Recipe
+
+_PLANNED = "CMTVISION_PLANNED_SINCE"
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
 
 
@@ -29,6 +37,45 @@ def is_first() -> bool:
 def num_processes() -> int:
     """Processes of this command, over all machines."""
     return _world_size() if is_launched() else 1
+
+
+def plan_was_said() -> bool:
+    """Whether the process that started this one has settled the recipe and said the plan."""
+    return _PLANNED in os.environ
+
+
+def seconds_before() -> float:
+    """Seconds that the process which started this one had spent on the command by then; 0 where none did."""
+    return max(0.0, time.time() - float(os.environ.get(_PLANNED, time.time())))
+
+
+def launch_run(processes: int, recipe: "Recipe", words: Sequence[str], out: Path, spent: float, new: bool) -> int:
+    """Run a ``train`` command in several processes of this machine with a recipe that is settled.
+
+    Args:
+        processes: how many.
+        recipe: what all of them are to train.
+        words: the command line.
+        out: the run folder, the same for all.
+        spent: seconds that the command has taken so far.
+        new: the run does not go on with one that is there, so the recipe must be handed on.
+
+    Returns:
+        As ``launch``.
+    """
+    from cmtvision.recipe import dump_recipe
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(dump_recipe(recipe), encoding="utf-8")
+        dropped = ["--devices", "--out", *(["--recipe", "--minutes"] if new else [])]
+        left = without_options(words, dropped)
+        more = ["--out", str(out), *(["--recipe", str(file)] if new else [])]
+        os.environ[_PLANNED] = str(time.time() - spent)
+        try:
+            return launch(processes, recipe.train.device, [*left[:1], *more, *left[1:]])
+        finally:
+            del os.environ[_PLANNED]
 
 
 def launch(processes: int, device: str, words: Sequence[str]) -> int:
@@ -82,19 +129,19 @@ def launch(processes: int, device: str, words: Sequence[str]) -> int:
     return 0
 
 
-def without_devices(words: Sequence[str], *more: str) -> list[str]:
-    """A command line without ``--devices N``, and with ``more`` options behind its command."""
+def without_options(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line without some options that take a value."""
     end = options_end(words)
     left: list[str] = []
     skip = False
     for word in words[:end]:
         if skip:
             skip = False
-        elif word == "--devices":
+        elif word in names:
             skip = True
-        elif not word.startswith("--devices="):
+        elif word.partition("=")[0] not in names:
             left.append(word)
-    return [*left[:1], *more, *left[1:], *words[end:]]
+    return [*left, *words[end:]]
 
 
 def _world_size() -> int:

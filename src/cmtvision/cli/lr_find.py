@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, RecipeOption, SettingsOption
+from cmtvision.cli.arguments import DATA_HELP, OpenRecipeOption, SettingsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine.lr_find import LrCurve
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def lr_find(  # typer reads options from the signature
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    recipe: RecipeOption = None,
+    recipe: OpenRecipeOption = None,
     settings: SettingsOption = None,
     start: Annotated[float, typer.Option("--from", metavar="LR", help="The rate to begin with.")] = 1e-6,
     end: Annotated[float, typer.Option("--to", metavar="LR", help="The rate to end with.")] = 1.0,
@@ -27,10 +27,9 @@ def lr_find(  # typer reads options from the signature
 ) -> None:
     """Find a learning rate: train for some steps with a growing one, and see where the loss falls fastest."""
     from cmtvision.cli import output
-    from cmtvision.cli.plan import default_out
-    from cmtvision.recipe import load_recipe
+    from cmtvision.cli.plan import base_recipe, default_out
 
-    chosen = load_recipe(recipe, settings or [])
+    chosen = base_recipe(data, recipe, settings or [])
     plot = out or default_out(data, chosen).with_suffix(".svg")
     for file in (plot, csv):
         if file is not None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Progress = Callable[[int, int], None]
+BEGAN = "cmtvision.began"
+"""In a command's context: when it began, of time.perf_counter."""
 _SECONDS_BETWEEN_LINES = 10.0
 
 

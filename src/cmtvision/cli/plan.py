@@ -1,13 +1,17 @@
 """What a training run is going to do: options become recipe settings, and the plan is said before it starts."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmtvision.cli import launch
 from cmtvision.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cmtvision.engine.choosing import Chosen
     from cmtvision.recipe import Recipe
 
 _OPTION = {
@@ -45,19 +49,27 @@ def merged_overrides(recipe: str | None, settings: Sequence[str], shorthands: Ma
     return [*settings, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
 
 
-def check_resume(
-    out: Path | None, recipe: str | None, settings: Sequence[str], shorthands: Mapping[str, Any], overwrite: bool
-) -> tuple[Path, list[str]]:
-    """The recipe file and overrides of a run to go on with. Only the device may be another.
+def recipe_to_resume(
+    out: Path | None,
+    recipe: str | None,
+    settings: Sequence[str],
+    shorthands: Mapping[str, Any],
+    overwrite: bool,
+    minutes: float | None = None,
+) -> "Recipe":
+    """The recipe of a run to go on with. Only the device may be another.
 
     Raises:
         ConfigError: no run there, or an option that would make it another run.
     """
+    from cmtvision.recipe import load_recipe
+
     if out is None:
         raise ConfigError("--resume: say which run with --out")
     changed = [_OPTION[key] for key, value in shorthands.items() if value is not None and key != "train.device"]
     changed += ["--recipe"] if recipe is not None else []
     changed += ["--set"] if settings else []
+    changed += ["--minutes"] if minutes is not None else []
     if changed:
         raise ConfigError(f"{', '.join(changed)}: a resumed run keeps its recipe; leave out, or start a new run")
     if overwrite:
@@ -66,7 +78,7 @@ def check_resume(
     if not file.is_file():
         raise ConfigError(f"{out}: nothing to resume, no recipe.yaml in it; start without --resume")
     device = shorthands.get("train.device")
-    return file, [] if device is None else [f"train.device={json.dumps(device)}"]
+    return load_recipe(file, [] if device is None else [f"train.device={json.dumps(device)}"])
 
 
 def default_out(data: str | Path, recipe: "Recipe") -> Path:
@@ -84,13 +96,87 @@ def study_out(data: str | Path, what: str) -> Path:
     return Path("runs") / f"{stem}-{what}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, processes: int = 1) -> None:
-    """Say on stderr what will be trained, on what, and for how many steps; a mistake shows before hours are spent.
+def settled(
+    known: "Recipe | None",
+    recipe: str | None,
+    settings: Sequence[str],
+    data: str | Path,
+    out: Path | None,
+    *,
+    minutes: float | None,
+    began: float,
+    after: float,
+    processes: int,
+    overwrite: bool,
+    stack: ExitStack,
+) -> "Chosen":
+    """The recipe of a run, chosen or fitted to a time where that is asked for.
+
+    Args:
+        known: the recipe of a run that goes on; then nothing is left to settle.
+        recipe, settings, data, out, minutes, overwrite: as the command was given them.
+        began: of time.perf_counter, when the command began; after: seconds that it will want after training.
+        processes: that will train together. Where a launcher started them, they meet in ``stack``, and the first
+            process's choice is everyone's.
+
+    Raises:
+        ConfigError: settings or a network that nobody knows, or a folder in the way. DataError: no data there.
+    """
+    from cmtvision.recipe.load import load_asked
+
+    asked = known or load_asked(recipe, settings)  # before anything heavy is imported: a typo is answered at once
+    from cmtvision.artefact.predictor import pick_device
+    from cmtvision.engine.choosing import Chosen, settle_recipe
+    from cmtvision.engine.held_out import read_photos
+    from cmtvision.engine.processes import join_processes
+    from cmtvision.engine.run_folder import check_free, is_unbegun
+
+    if known is not None:
+        return Chosen(known)
+    if launch.plan_was_said():
+        return Chosen(asked)  # a recipe file by now
+    if out is not None:
+        check_free(out, False, overwrite or is_unbegun(out))  # said before photos and machine are looked at
+    joined = stack.enter_context(join_processes(pick_device(asked.train.device)))
+
+    def settle() -> Chosen:
+        index = read_photos(asked, data, verify=False)
+        spent = time.perf_counter() - began
+        return settle_recipe(
+            recipe, settings, index, minutes=minutes, spent=spent, after=after, processes=processes, joined=joined
+        )
+
+    return joined.first(settle)
+
+
+def base_recipe(
+    data: str | Path, recipe: str | None, settings: Sequence[str], minutes: float | None = None
+) -> "Recipe":
+    """The recipe that a search or a sweep begins with: the named one, or what ``train`` would choose for these photos.
+
+    Args:
+        data, recipe, settings: as the command was given them.
+        minutes: that one training may take; None for no limit.
+    """
+    from cmtvision.recipe.load import load_asked
+
+    asked = load_asked(recipe, settings)
+    if recipe is not None and minutes is None:
+        return asked
+    from cmtvision.engine.choosing import settle_recipe
+    from cmtvision.engine.held_out import read_photos
+
+    return settle_recipe(recipe, settings, read_photos(asked, data, verify=False), minutes=minutes).recipe
+
+
+def show_plan(chosen: "Chosen", data: str | Path, out: Path, resume: bool, processes: int = 1) -> None:
+    """Say on stderr what will be trained, on what, and for how long; a mistake shows before hours are spent.
 
     Weights to download are fetched before the plan is said, behind all that can be wrong with it.
 
     Args:
-        recipe, data, out, resume: what ``fit`` will be given.
+        chosen: the recipe, and why it is what it is.
+        data, out, resume: what ``fit`` will be given.
         processes: how many will train together, over all machines.
 
     Raises:
@@ -103,11 +189,11 @@ def show_plan(recipe: "Recipe", data: str | Path, out: Path, resume: bool, proce
     from cmtvision.engine.build import fetch_pretrained
     from cmtvision.engine.held_out import read_photos
 
-    index = read_photos(recipe, data, verify=False)
+    index = read_photos(chosen.recipe, data, verify=False)
     split = out / SPLIT_FILE
     if resume and split.is_file():  # in the parts that the run began with
         index, _ = keep_split(index, split)
-    lines = plan_lines(recipe, index, data, out, resume, processes)
-    fetch_pretrained(recipe, resume)
+    lines = plan_lines(chosen, index, data, out, resume, processes)
+    fetch_pretrained(chosen.recipe, resume)
     for line in lines:
         output.note(line)

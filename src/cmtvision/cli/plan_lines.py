@@ -3,28 +3,33 @@
 They are worked out by what training itself uses: the epoch's sampler, the learning-rate schedule, the network's shapes.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtvision.cli.output import can_show
+from cmtvision.recipe.choices import TUNED
 
 if TYPE_CHECKING:
     from cmtvision.data import DatasetIndex
+    from cmtvision.engine.choosing import Chosen
     from cmtvision.recipe import Recipe
 
 _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # the latter where the terminal has no blocks
 
 
 def plan_lines(
-    recipe: "Recipe", index: "DatasetIndex", data: str | Path, out: Path, resume: bool = False, processes: int = 1
+    chosen: "Chosen", index: "DatasetIndex", data: str | Path, out: Path, resume: bool = False, processes: int = 1
 ) -> list[str]:
-    """The plan, at most eight lines, each a word and what belongs to it."""
+    """The plan, at most ten lines, each a word and what belongs to it."""
     import torch
 
     from cmtvision.artefact.predictor import pick_device
 
+    recipe = chosen.recipe
     device = torch.device(pick_device(recipe.train.device))
     model, input_size = _shapes_only(recipe, len(index.classes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -32,18 +37,75 @@ def plan_lines(
     test = f"{len(index.test):,} set apart for test, " if index.test else ""
     steps = planned_steps(recipe, len(index.train), processes)
     lines = {
-        "model": f"{recipe.model.name}, {parameters:,} parameters, {_size(input_size)}, "
-        f"from {recipe.model.weights or 'random weights'}",
         "data": f"{data}: {len(index.train):,} to train on, {len(index.val):,} held out ({source}), {test}"
-        f"{len(index.classes)} classes",
-        "recipe": _duration(recipe, steps),
+        f"{len(index.classes)} classes{_sizes(chosen)}",
+        "model": f"{recipe.model.name}, {parameters:,} parameters, {_size(input_size)}, "
+        f"from {recipe.model.weights or 'random weights'}{_why(chosen)}",
+        "weights": _about_weights(chosen),
+        "recipe": _duration(chosen, steps),
         "batch": _batch(recipe, steps, processes),
         "lr": _rates(recipe, steps),
         "memory": _memory(recipe, model, input_size, steps, processes, device),
         "also": ", ".join(extras(recipe, processes)),
+        "expect": _expectation(chosen, index),
         "out": f"{out}{' (resumed)' if resume else ''}",
     }
     return [f"{word:<8} {text}" for word, text in lines.items() if text]
+
+
+def _sizes(chosen: "Chosen") -> str:
+    seen = chosen.seen
+    if seen is None:
+        return ""
+    blurred = f", {seen.detail} px of detail" if seen.detail < seen.side else ""
+    return f", half of them {seen.side} px or smaller{blurred}"
+
+
+def _why(chosen: "Chosen") -> str:
+    """The reasons for network and size."""
+    reasons = [chosen.reason(key) for key in ("model.name", "model.img_size")]
+    said = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    return f": {said}" if said else ""
+
+
+def _about_weights(chosen: "Chosen") -> str:
+    """Why the run starts from released weights, or does not, and then how it could."""
+    reason = chosen.reason("model.weights")
+    if not reason or chosen.seen is None or reason != chosen.seen.no_weights:
+        return reason
+    from cmtvision.models.weight_sources import where_released
+
+    name = chosen.recipe.model.name
+    if chosen.reason("model.name"):  # with weights, it would be another network
+        name = TUNED[0].name
+    elif name not in (rung.name for rung in TUNED):
+        return reason
+    address, folder = where_released(name)
+    return (
+        f"none to start from ({reason}); with ImageNet weights, few photos are enough: put {address} into {folder}, "
+        "or give --weights FILE"
+    )
+
+
+def _expectation(chosen: "Chosen", index: "DatasetIndex") -> str:
+    """How long it takes, and what the figure at its end can say."""
+    from cmtvision.cli.output import duration
+
+    parts = []
+    if chosen.seconds:
+        measured = f"{chosen.images_per_second:,.0f} photos/s measured here"
+        limit = " at most" if chosen.recipe.train.max_minutes else ""
+        parts.append(f"about {duration(chosen.seconds)}{limit} ({measured})")
+    if chosen.is_long:
+        parts.append("--minutes 30 would fit it into half an hour")
+    if index.val and not index.multi_label:
+        counts = Counter(sample.label for sample in index.val)
+        guess, total = max(counts.values()) / len(index.val), len(index.val)
+        half = 98 / math.sqrt(total)  # of a 95% interval, in points, where it is widest
+        sign = "±" if can_show("±") else "+-"
+        parts.append(f"always guessing the commonest class scores {guess:.1%}")
+        parts.append(f"the held-out accuracy will be known to {sign}{half:.2g} points or better")
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -119,7 +181,8 @@ def _size(input_size: tuple[int, int, int]) -> str:
     return f"{height} x {width} px" + ("" if channels == 3 else f" of {channels} channels")
 
 
-def _duration(recipe: "Recipe", steps: PlannedSteps) -> str:
+def _duration(chosen: "Chosen", steps: PlannedSteps) -> str:
+    recipe = chosen.recipe
     schedule, train = recipe.schedule, recipe.train
     epochs = schedule.epochs + schedule.cooldown_epochs
     parts = [f"warm-up {schedule.warmup_epochs:g}"]
@@ -127,11 +190,11 @@ def _duration(recipe: "Recipe", steps: PlannedSteps) -> str:
         parts.append(f"cool-down {schedule.cooldown_epochs}")
     said = f"{recipe.name}: {epochs} epoch{'' if epochs == 1 else 's'} ({', '.join(parts)})"
     if steps.batch is not None:
-        said += f", {steps.total:,} steps"
+        said += f", {steps.total:,} steps of {steps.effective:,} photos"
     if train.early_stop_patience:
         said += f", or until {train.early_stop_patience} bring nothing better"
     if train.max_minutes:
-        said += f", at most {train.max_minutes:g} minutes"
+        said += f", or what fits into {train.max_minutes:g} minutes"
     return f"{said}, seed {recipe.seed}"
 
 
@@ -145,6 +208,8 @@ def _batch(recipe: "Recipe", steps: PlannedSteps, processes: int) -> str:
         factors.append(f"{processes} processes")
     product = f" = {' x '.join(factors)}" if len(factors) > 1 else ""
     repeated = recipe.data.repeated_aug
+    if len(factors) == 1 and repeated == 1:
+        return ""  # a word in the line before is enough
     return f"{steps.effective:,} photos a step{product}, {steps.per_epoch:,} steps an epoch" + (
         f", each photo {repeated} times" if repeated > 1 else ""
     )

@@ -1,6 +1,7 @@
 """``--resume auto``: the same command line starts a run or goes on with it, as a queue that restarts jobs needs it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +15,49 @@ _FREE = ("train.device", "train.loggers", "data.workers", "train.threads")
 _SHOWN = 4
 
 
-def same_recipe(out: Path | None, wanted: "Recipe") -> "Recipe":
-    """The recipe of the run in a folder, if there is one, after a check that it is the wanted one.
+def recipe_there(out: Path | None, name: str | None, settings: Sequence[str], minutes: float | None) -> "Recipe | None":
+    """The recipe of the run in a folder, None where there is none, after a check that it is what is asked for.
+
+    What was chosen for that run, or fitted to its time, is not chosen again: only what was given must be the same.
 
     Raises:
         ConfigError: no folder was named, or the run there has other settings.
     """
+    from cmtvision.engine.build import portable
+    from cmtvision.engine.choosing import FITTED
     from cmtvision.recipe import load_recipe
+    from cmtvision.recipe.load import given_settings, load_asked, with_settings
 
+    asked = load_asked(name, settings)
     if out is None:
         raise ConfigError("--resume auto: say which run with --out")
     file = out / "recipe.yaml"
     if not file.is_file():
-        return wanted
+        return None
+    named, wanted = _flat(asked.model_dump(mode="json")), _flat(portable(asked).model_dump(mode="json"))
+    explicit = given_settings(name, settings).keys()
+    given = set(explicit)
+    if name is not None:
+        given |= wanted.keys() - (set() if minutes is None else FITTED)
+    else:  # beside the settings, what the name of a model of the user's own stands for
+        given |= {key for key in wanted if wanted[key] != named.get(key)} - {"model.img_size"}
+    wanted = {key: value for key, value in wanted.items() if key in given}
+    if minutes is not None and "train.max_minutes" not in explicit:
+        wanted["train.max_minutes"] = minutes
     stored = load_recipe(file)
-    here, there = _flat(wanted.model_dump(mode="json")), _flat(stored.model_dump(mode="json"))
-    changed = [key for key in here if key not in _FREE and here[key] != there.get(key)]
+    _refuse_others(out, wanted, stored)
+    return with_settings(stored, [f"{key}={json.dumps(wanted[key])}" for key in _FREE if key in wanted])
+
+
+def _refuse_others(out: Path, wanted: dict[str, Any], stored: "Recipe") -> None:
+    there = _flat(stored.model_dump(mode="json"))
+    changed = [key for key, value in wanted.items() if key not in _FREE and value != there.get(key)]
     if changed:
         shown = ", ".join(
-            f"{key} is {json.dumps(there.get(key))}, not {json.dumps(here[key])}" for key in changed[:_SHOWN]
+            f"{key} is {json.dumps(there.get(key))}, not {json.dumps(wanted[key])}" for key in changed[:_SHOWN]
         )
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise ConfigError(f"{out}: the run there has other settings ({shown}{more}); give its own, or another --out")
-    return wanted
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

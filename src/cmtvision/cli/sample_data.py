@@ -1,6 +1,7 @@
 """``cmtvision sample-data``: real photos to start with."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -33,5 +34,5 @@ def sample_data(
         f"{summary.directory}: {summary.num_train:,} photos to train on, {summary.num_val:,} held out, "
         f"{len(summary.classes)} classes"
     )
-    recipe = "fashion_mnist" if full else "demo"
-    output.note(f"next: cmtvision train {summary.directory} --recipe {recipe}")
+    how = " --recipe fashion_mnist" if full else ""
+    output.note(f"next: cmtvision train {quote(str(summary.directory))}{how}")

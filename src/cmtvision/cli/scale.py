@@ -1,6 +1,7 @@
 """``cmtvision scale``: a CMT of another size, by the paper's law of compound scaling."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -72,7 +73,7 @@ def scale(  # typer reads options from the signature
         output.result(f"model name: {called} (in {path}; delete that file to forget it)")
     if out is not None:
         output.result(f"recipe: {out}")
-        output.note(f"next: cmtvision train DATA --recipe {out}")
+        output.note(f"next: cmtvision train DATA --recipe {quote(str(out))}")
     else:
         output.note(f"next: cmtvision info {called}; --out FILE.yaml writes a recipe for it")
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -76,7 +77,7 @@ def shard(
         f"{len(written.classes)} classes, {written.num_shards} shard{'s' if written.num_shards > 1 else ''}, "
         f"{written.num_bytes / 1e6:,.1f} MB"
     )
-    output.note(f"next: cmtvision train {out}")
+    output.note(f"next: cmtvision train {quote(str(out))}")
 
 
 def _bytes(text: str) -> int:

@@ -1,18 +1,19 @@
 """``cmtvision train``: from a folder of photos to a trained model and a report."""
 
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, RecipeOption, SettingsOption
+from cmtvision.cli.arguments import DATA_HELP, LEAST_MINUTES, MOST_MINUTES, OpenRecipeOption, SettingsOption
 
 if TYPE_CHECKING:
-    from cmtvision.engine import FitResult
     from cmtvision.recipe import Recipe
 
-_SHOWN = 10
+_REPORT_SECONDS = 4.0  # that --minutes keeps for the report
 
 
 def train(  # typer reads options from the signature
@@ -22,9 +23,13 @@ def train(  # typer reads options from the signature
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="FILE|pretrained", help="Start from these weights.")
     ] = None,
-    recipe: RecipeOption = None,
+    recipe: OpenRecipeOption = None,
     settings: SettingsOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [runs/DATA-MODEL-TIME].")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", metavar="N", min=LEAST_MINUTES, max=MOST_MINUTES, help="Be done in N minutes."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Short for --set schedule.epochs=N.")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", metavar="N|auto", help="Photos at a time.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
@@ -44,12 +49,16 @@ def train(  # typer reads options from the signature
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Send the curves to MLflow too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a classifier on your photos; writes a run folder with model, curves and report."""
-    from cmtvision.cli import launch, output
-    from cmtvision.cli.plan import check_resume, default_out, merged_overrides, show_plan
-    from cmtvision.cli.resuming import same_recipe
-    from cmtvision.recipe import load_recipe
+    """Train a classifier on your photos; writes a run folder with model, curves and report.
 
+    Without --recipe, what fits your photos and this machine is chosen, and said with its reasons before it starts.
+    """
+    from cmtvision.cli import launch, output
+    from cmtvision.cli.outcome import as_json, report_left_out, say_outcome
+    from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume, settled, show_plan
+    from cmtvision.cli.resuming import recipe_there
+
+    began = context.meta.get(output.BEGAN, time.perf_counter()) - launch.seconds_before()
     shorthands: dict[str, Any] = {
         "model.name": model,
         "model.weights": weights,
@@ -60,97 +69,69 @@ def train(  # typer reads options from the signature
     }
     extra = ["tensorboard", *(name for name, wanted in (("wandb", wandb), ("mlflow", mlflow)) if wanted)]
     settings = [*(settings or []), *([f"train.loggers=[{', '.join(extra)}]"] if wandb or mlflow else [])]
+    known: Recipe | None = None  # the recipe of a run that goes on
     if resume == "yes":
-        chosen = load_recipe(*check_resume(out, recipe, settings, shorthands, overwrite))
+        known = recipe_to_resume(out, recipe, settings, shorthands, overwrite, minutes)
     else:
-        chosen = load_recipe(recipe, merged_overrides(recipe, settings, shorthands))
-        if resume == "auto":
-            from cmtvision.engine.build import portable
-
-            chosen = same_recipe(out, portable(chosen))
-    folder = out or default_out(data, chosen)
-    if devices is not None and devices > 1 and not launch.is_launched():
-        words = launch.without_devices(context.obj, *([] if out else ["--out", str(folder)]))
-        code = launch.launch(devices, chosen.train.device, words)
-        if code:
-            raise typer.Exit(code)
-        return
-    if launch.is_first():
-        resumed = resume == "yes" or (resume == "auto" and any((folder / "checkpoints").glob("*.ckpt")))
+        settings = merged_overrides(recipe, settings, shorthands)
+        known = recipe_there(out, recipe, settings, minutes) if resume == "auto" else None
+    first = launch.is_first()
+    resumed = resume == "yes" or (resume == "auto" and out is not None and any((out / "checkpoints").glob("*.ckpt")))
+    starts_others = devices is not None and devices > 1 and not launch.is_launched()
+    count = (devices or 1) if starts_others else launch.num_processes()
+    with ExitStack() as stack:
         try:
-            show_plan(chosen, data, folder, resumed, launch.num_processes())
+            chosen = settled(
+                known,
+                recipe,
+                settings,
+                data,
+                out,
+                minutes=minutes,
+                began=began,
+                after=_REPORT_SECONDS,
+                processes=count,
+                overwrite=overwrite or resume == "auto",
+                stack=stack,
+            )
+            folder = out or default_out(data, chosen.recipe)
+            if first and not launch.plan_was_said():
+                show_plan(chosen, data, folder, resumed, count)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped by Ctrl-C while the run was planned; nothing was written, start again with the same command"
             ) from None
+        if starts_others:
+            spent = time.perf_counter() - began
+            raise typer.Exit(launch.launch_run(count, chosen.recipe, context.obj, folder, spent, new=known is None))
+        from cmtvision.engine import fit
 
-    from cmtvision.engine import fit
-
-    finished = fit(
-        chosen,
-        data,
-        folder,
-        resume={"no": False, "yes": True}.get(resume, "auto"),
-        overwrite=overwrite,
-        accept_changed_data=accept_changed_data,
-        console=output.stderr_console(),
-    )
-    if not launch.is_first():
+        finished = fit(
+            chosen.recipe,
+            data,
+            folder,
+            resume={"no": False, "yes": True}.get(resume, "auto"),
+            overwrite=overwrite,
+            accept_changed_data=accept_changed_data,
+            console=output.stderr_console(),
+            spent=time.perf_counter() - began,
+            after=_REPORT_SECONDS,
+        )
+    if not first:
         return
     from cmtvision.report import write_report
 
     try:
         page = write_report(folder)
     except KeyboardInterrupt:
-        again = f"cmtvision train {quote(data)} --out {quote(str(folder))} --resume"
+        several = "" if devices is None else f" --devices {devices}"
+        again = f"cmtvision train {quote(data)} --out {quote(str(folder))}{several} --resume"
         raise KeyboardInterrupt(
             f"stopped by Ctrl-C while the report was written; the model is in {folder}, write the report with: {again}"
         ) from None
-    _report_left_out(finished)
+    report_left_out(finished)
     if json:
-        output.result_json(_as_json(finished, page, chosen))
-        return
-    evaluation = finished.evaluation
-    count = f"{finished.epochs} epoch{'' if finished.epochs == 1 else 's'}"
-    output.result(f"trained {chosen.model.name}: {count} in {output.duration(finished.seconds)}")
-    if evaluation is not None:
-        output.result(f"held-out {evaluation.headline()}")
-    output.result(f"run folder: {folder}")
-    output.result(f"report: {page}")
-    _say_next(folder, data, split="test" if evaluation is None and finished.num_test else "val")
-
-
-def _report_left_out(finished: "FitResult") -> None:
-    """Name the files that were not used, on stderr."""
-    from cmtvision.cli import output
-
-    skipped = finished.skipped
-    if skipped:
-        output.note(f"skipped {len(skipped)} file{'s' if len(skipped) > 1 else ''}:")
-        for item in skipped[:_SHOWN]:
-            output.note(f"  {item.path}: {item.reason}")
-        if len(skipped) > _SHOWN:
-            output.note(f"  and {len(skipped) - _SHOWN} more, all in {finished.out / 'skipped.csv'}")
-    for path in finished.failures[:_SHOWN]:
-        output.note(f"could no longer be read during training: {path}")
-
-
-def _as_json(finished: "FitResult", page: Path, recipe: "Recipe") -> dict[str, Any]:
-    return {
-        "out": str(finished.out),
-        "model": recipe.model.name,
-        "epochs": finished.epochs,
-        "seconds": finished.seconds,
-        "metrics": finished.metrics,
-        "evaluation": finished.evaluation.to_dict() if finished.evaluation is not None else None,
-        "skipped": [{"path": str(item.path), "reason": item.reason} for item in finished.skipped],
-        "failures": finished.failures,
-        "report": str(page),
-    }
-
-
-def _say_next(folder: Path, data: str, split: str) -> None:
-    from cmtvision.cli import output
-
-    output.note(f"next: cmtvision eval {quote(str(folder))} {quote(data)}{' --split test' if split == 'test' else ''}")
-    output.note(f"      cmtvision predict {quote(str(folder))} PHOTO...")
+        output.result_json(as_json(finished, chosen.recipe, page))
+    else:
+        bare = recipe is None and not settings and known is None and count == 1
+        say_outcome(finished, chosen.recipe, data, page, bare=bare)

@@ -5,21 +5,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP
+from cmtvision.cli.arguments import DATA_HELP, LEAST_MINUTES, MOST_MINUTES, OpenRecipeOption
 
 if TYPE_CHECKING:
     from cmtvision.engine.study import Trial
     from cmtvision.engine.tune import TuneResult
 
 _SHOWN = 20
+_IN_TIME = 12  # trainings that --minutes has room for
 
 
 def tune(  # typer reads options from the signature
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trainings in all, resumed ones counted.")],
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="The recipe that is varied [default].")
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="Trainings in all, resumed ones counted.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", metavar="N", min=LEAST_MINUTES, max=MOST_MINUTES, help="Search for N minutes."),
+    ] = None,
+    recipe: OpenRecipeOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Fix one setting; may be repeated.")
     ] = None,
@@ -38,7 +43,7 @@ def tune(  # typer reads options from the signature
     ] = None,
     pruner: Annotated[
         Literal["median", "hyperband", "none"] | None,
-        typer.Option("--pruner", help="How trials without hope are stopped early [median]."),
+        typer.Option("--pruner", help="How trials without hope are stopped early [median; none with --minutes]."),
     ] = None,
     resume: Annotated[
         Literal["no", "yes", "auto"],
@@ -48,7 +53,8 @@ def tune(  # typer reads options from the signature
 ) -> None:
     """Search for good settings: many trainings, compared on photos held out of the training photos."""
     from cmtvision.cli import output
-    from cmtvision.cli.plan import default_out
+    from cmtvision.cli.plan import base_recipe, default_out
+    from cmtvision.cli.resuming import recipe_there
     from cmtvision.errors import ConfigError
     from cmtvision.recipe import load_recipe
     from cmtvision.recipe.space import check_space, default_space, parse_space
@@ -56,12 +62,15 @@ def tune(  # typer reads options from the signature
     going_on = _goes_on(resume, out, {"--recipe": recipe, "--set": settings, "--space": space, "--pruner": pruner})
     if going_on and out is not None:
         chosen, searched = load_recipe(out / "recipe.yaml"), []
-        if resume == "auto" and (recipe or settings) and load_recipe(recipe, settings or []) != chosen:
-            raise ConfigError(f"{out}: the search there varies another recipe; choose another --out")
+        if resume == "auto":
+            recipe_there(out, recipe, settings or [], chosen.train.max_minutes)
     else:
-        chosen = load_recipe(recipe, settings or [])
+        if trials is None and minutes is None:
+            raise ConfigError("say how many trainings, or how long, with --trials N or --minutes N")
+        share = None if minutes is None else minutes / (trials or _IN_TIME)
+        chosen = base_recipe(data, recipe, settings or [], share)
         searched = parse_space(space) if space else default_space(chosen)
-        check_space(searched, recipe, settings or [])
+        check_space(searched, chosen, settings or [])
     folder = out or default_out(data, chosen)
     output.note(f"out      {folder}{' (resumed)' if going_on else ''}")
     for dimension in searched:
@@ -76,11 +85,13 @@ def tune(  # typer reads options from the signature
         data,
         folder,
         trials=trials,
+        seconds=None if minutes is None else minutes * 60,
         storage=storage,
-        pruner=pruner or "median",
+        # trainings that are fitted to a time have other epochs each, and the median of an epoch says nothing
+        pruner=pruner or ("median" if minutes is None else "none"),
         resume=going_on,
         console=console if console.is_terminal else None,
-        on_trial=lambda trial, done: output.note(f"{done}/{trials}  {_in_words(trial)}"),
+        on_trial=lambda trial, done: output.note(f"{done}{f'/{trials}' if trials else ''}  {_in_words(trial)}"),
     )
     from cmtvision.report.tuning import write_tuning_plots
 

@@ -173,7 +173,14 @@ class Mixer(Mixup):
         self.off_epoch = augment.mix_off_epoch
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, *, seed: int = 0, epoch: int = 0, step: int = 0
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        step: int = 0,
+        scheduled: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix a batch with itself reversed.
 
@@ -181,13 +188,14 @@ class Mixer(Mixup):
             images: (B, C, H, W), changed in place.
             labels: (B,) class numbers, or (B, num_classes) 0 and 1 where a photo may have several labels.
             seed, epoch, step: decide what is mixed; the global generators are put back.
+            scheduled: the schedule's epoch, where a time limit makes it run ahead: it decides when mixing ends.
 
         Returns:
             The images, and soft labels (B, num_classes) float32 that add up to 1 in each row, smoothed also where
             nothing is mixed.
         """
         factor = 1.0
-        if not (self.off_epoch and epoch >= self.off_epoch):
+        if not (self.off_epoch and (epoch if scheduled is None else scheduled) >= self.off_epoch):
             with keyed_rng(seed, epoch, -1 - step):
                 factor = self._mix_batch(images)  # type: ignore[no-untyped-call]
         if labels.ndim == 2:  # several labels a photo: the loss smooths them

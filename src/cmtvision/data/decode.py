@@ -62,7 +62,11 @@ def _formats() -> tuple[str, ...]:
 
 
 def open_image(
-    source: ImageSource, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, name: str | None = None
+    source: ImageSource,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    name: str | None = None,
+    short_side: int | None = None,
 ) -> Image.Image:
     """Read an image as RGB or L (gray), 8 bits a channel, upright.
 
@@ -74,6 +78,8 @@ def open_image(
         max_pixels: refuse larger images, before decoding them.
         max_bytes: refuse larger files, before reading them.
         name: what an error calls the image; by default its path.
+        short_side: shrink an image whose shorter side has more pixels than this to it. JPEG files are decoded at a
+            fraction of their size then, which is fast, and not quite what shrinking the whole would give.
 
     Raises:
         DataError: missing, too big, damaged, or not an image; one line with the name.
@@ -83,18 +89,18 @@ def open_image(
     if is_tensor(source):
         source, name = as_array(source, _CHANNELS), name or "tensor"
     if isinstance(source, np.ndarray):
-        return _plain(_from_array(source, name or "array"), max_pixels, name or "array")
+        return shrunk(_plain(_from_array(source, name or "array"), max_pixels, name or "array"), short_side)
     if isinstance(source, Image.Image):
         if type(source) is Image.Image and source.mode in {"RGB", "L"} and not source.info:
-            return source  # what this function gives: already decoded, so the limits have nothing left to protect
+            return shrunk(source, short_side)  # already decoded, so the limits have nothing left to protect
         data, name = b"", name or "image"
     else:
         data, name = _content(source, max_bytes, name)
     try:
         if isinstance(source, Image.Image):
-            return _plain(source, max_pixels, name)
+            return shrunk(_plain(source, max_pixels, name), short_side)
         with Image.open(io.BytesIO(data), formats=_formats()) as picture:
-            return _plain(picture, max_pixels, name)
+            return shrunk(_plain(picture, max_pixels, name, short_side), short_side)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -105,6 +111,36 @@ def open_image(
         raise DataError(f"{name}: not enough memory to decode it") from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise DataError(f"{name}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None = None) -> tuple[int, int]:
+    """Width and height of an image as it is kept, before EXIF turns it; nothing is decoded, so it may be damaged.
+
+    Raises:
+        DataError: missing, too big, or not an image; one line with the name.
+    """
+    if isinstance(source, StoredPhoto):
+        source, name = source.read(max_bytes), name or str(source)
+    if isinstance(source, Image.Image):
+        return source.size
+    data, name = _content(source, max_bytes, name)
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+            return picture.size
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise DataError(f"{name}: not an image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def shrunk(picture: Image.Image, short_side: int | None) -> Image.Image:
+    """The picture with its shorter side at most so many pixels long; itself where it is."""
+    if short_side is None or min(picture.size) <= short_side:
+        return picture
+    return picture.resize(_shrunk_size(picture.size, short_side), Image.Resampling.BICUBIC)
+
+
+def _shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    scale = short_side / min(size)
+    return max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale))
 
 
 def each_image(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
@@ -251,12 +287,14 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(to_uint8(array, name)))
 
 
-def _plain(picture: Image.Image, max_pixels: int, name: str) -> Image.Image:
+def _plain(picture: Image.Image, max_pixels: int, name: str, short_side: int | None = None) -> Image.Image:
     width, height = picture.size
     if width * height > max_pixels:
         raise DataError(f"{name}: {width} x {height} is more pixels than the limit of {max_pixels:,} (data.max_pixels)")
     if width * height == 0:
         raise DataError(f"{name}: {width} x {height}, no pixels")
+    if short_side is not None:
+        picture.draft(None, _shrunk_size(picture.size, short_side))  # only JPEG's decoder can
     picture.load()
     plain = _rgb_or_gray(picture, name)
     if type(plain) is not Image.Image or plain is picture:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from cmtvision.data.augment import keyed_rng
@@ -41,6 +42,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target, int]]):
         training: replace unreadable photos instead of raising; by default so unless the transform is a ``Preprocess``.
         cache: keep what never changes in memory: pixels after the fixed resize where there is one, shared by forked
             workers; else the decoded images, which each worker keeps for itself.
+        short_side: shrink larger photos to it as they are read, where a random crop follows; the cache then holds
+            pixels for all workers, of photos up to twice as long as they are wide.
         max_pixels, max_bytes: refuse larger images and files.
         num_classes: give it where a photo may have several classes, for targets of 0 and 1.
     """
@@ -53,6 +56,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target, int]]):
         seed: int = 0,
         training: bool | None = None,
         cache: bool = False,
+        short_side: int | None = None,
         max_pixels: int = MAX_PIXELS,
         max_bytes: int = MAX_BYTES,
         num_classes: int | None = None,
@@ -73,7 +77,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target, int]]):
         self._finish = getattr(transform, "finish", None) if self._prepare is not None else None
         self._random = not isinstance(transform, Preprocess)
         self._python_only = bool(getattr(transform, "python_only", False))
-        self._cache = _new_cache(len(self.samples), transform) if cache else None
+        self._short_side = short_side if getattr(transform, "fixed_shape", ()) is None else None
+        self._cache = _new_cache(len(self.samples), transform, self._short_side) if cache else None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -134,7 +139,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target, int]]):
             kept = self._cache.get(index)
             if kept is not None:
                 return kept
-        picture: Any = open_image(self.samples[index].path, self.max_pixels, self.max_bytes)
+        path, limits = self.samples[index].path, (self.max_pixels, self.max_bytes)
+        picture: Any = open_image(path, *limits, short_side=self._short_side)
         try:
             prepared = self._prepare(picture) if self._prepare is not None else picture
         except DataError as error:  # of a decoded picture, which has no name any more
@@ -161,40 +167,58 @@ class _ObjectCache:
 
 
 class _PixelCache:
-    """Pixels of one shape in an anonymous shared map: forked workers fill it together, and no /dev/shm is needed."""
+    """Pixels in an anonymous shared map: forked workers fill it together, and no /dev/shm is needed.
 
-    def __init__(self, num_samples: int, shape: tuple[int, int, int]) -> None:
-        self._num_samples, self._shape = num_samples, shape
+    Args:
+        num_samples: photos.
+        largest: values (height x width x planes) that one photo may have; a larger one is not kept. The system gives
+            memory only to what is written.
+        pictures: what is kept are PIL images.
+    """
+
+    def __init__(self, num_samples: int, largest: int, pictures: bool = False) -> None:
+        self._num_samples, self._largest, self._pictures = num_samples, largest, pictures
         self._allocate()
 
     def _allocate(self) -> None:
-        size = int(np.prod(self._shape))
-        memory = np.frombuffer(mmap.mmap(-1, self._num_samples * (size + 1)), dtype=np.uint8)
-        # One byte for each photo: 0 not yet there, else its number of planes (1 for gray).
-        self._planes: npt.NDArray[np.uint8] = memory[: self._num_samples]
-        self._pixels: npt.NDArray[np.uint8] = memory[self._num_samples :].reshape(self._num_samples, size)
+        head = 3 * np.dtype(np.int32).itemsize
+        memory = mmap.mmap(-1, self._num_samples * (self._largest + head))
+        # (height, width, planes) of each photo, planes 0 while it is not there
+        self._shapes: npt.NDArray[np.int32] = np.frombuffer(memory, np.int32, self._num_samples * 3).reshape(-1, 3)
+        self._pixels: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8, offset=self._num_samples * head).reshape(
+            self._num_samples, self._largest
+        )
 
-    def get(self, index: int) -> npt.NDArray[np.uint8] | None:
-        planes = int(self._planes[index])
-        height, width, _ = self._shape
-        return self._pixels[index, : height * width * planes].reshape(height, width, planes) if planes else None
+    def get(self, index: int) -> npt.NDArray[np.uint8] | Image.Image | None:
+        height, width, planes = self._shapes[index].tolist()
+        if not planes:
+            return None
+        pixels = self._pixels[index, : height * width * planes].reshape(height, width, planes)
+        return Image.fromarray(pixels[:, :, 0] if planes == 1 else pixels) if self._pictures else pixels
 
-    def put(self, index: int, prepared: npt.NDArray[np.uint8]) -> None:
-        self._pixels[index, : prepared.size] = prepared.reshape(-1)
-        self._planes[index] = prepared.shape[2]  # last: whoever sees it finds the pixels complete
+    def put(self, index: int, prepared: npt.NDArray[np.uint8] | Image.Image) -> None:
+        pixels = np.asarray(prepared)
+        if pixels.size > self._largest:
+            return
+        shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
+        self._pixels[index, : pixels.size] = pixels.reshape(-1)
+        self._shapes[index, :2] = shape[:2]
+        self._shapes[index, 2] = shape[2]  # last: whoever sees it finds the pixels complete
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_num_samples": self._num_samples, "_shape": self._shape}
+        return {"_num_samples": self._num_samples, "_largest": self._largest, "_pictures": self._pictures}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._allocate()
 
 
-def _new_cache(num_samples: int, transform: Any) -> "_ObjectCache | _PixelCache":
+def _new_cache(num_samples: int, transform: Any, short_side: int | None) -> "_ObjectCache | _PixelCache":
+    if short_side is not None:
+        return _PixelCache(num_samples, short_side * short_side * 2 * 3, pictures=True)
     shape = (
         (*transform.size, transform.channels)
         if isinstance(transform, Preprocess)
         else getattr(transform, "fixed_shape", None)
     )
-    return _ObjectCache() if shape is None or shape[2] > 255 else _PixelCache(num_samples, shape)
+    return _ObjectCache() if shape is None else _PixelCache(num_samples, int(np.prod(shape)))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cmtvision.data.decode import MAX_BYTES, open_image
+from cmtvision.data.decode import MAX_BYTES, image_size, open_image, shrunk
 from cmtvision.data.index import DatasetIndex, Sample
 from cmtvision.data.own_folders import SHARD_FORMAT
 from cmtvision.data.photos import PhotoPath
@@ -172,14 +172,9 @@ def _shrunk_file(path: PhotoPath, max_bytes: int, short_side: int | None) -> tup
     content, extension = _file(path, max_bytes)
     if short_side is None:
         return content, extension
-    with Image.open(io.BytesIO(content)) as header:
-        width, height = header.size
-    if min(width, height) <= short_side:
+    if min(image_size(content, max_bytes, str(path))) <= short_side:
         return content, extension
-    picture = open_image(content)
-    scale = short_side / min(picture.size)
-    size = (max(short_side, round(picture.width * scale)), max(short_side, round(picture.height * scale)))
-    small, out = picture.resize(size, Image.Resampling.BICUBIC), io.BytesIO()
+    small, out = shrunk(open_image(content), short_side), io.BytesIO()
     if extension in ("jpg", "jpeg", "jpe", "jfif"):
         small.save(out, format="JPEG", quality=95)
         return out.getvalue(), "jpg"

@@ -9,6 +9,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cmtvision.engine.ema import EmaCallback
 from cmtvision.engine.evaluate import eval_mode, look_at, network_forward
 from cmtvision.engine.loaders import TrainLoader
 from cmtvision.engine.multilabel import mean_average_precision
+from cmtvision.engine.pace import Pace
 from cmtvision.engine.processes import Processes
 from cmtvision.engine.progress import ProgressView
 from cmtvision.engine.run_folder import METRICS_FILE
@@ -70,14 +72,21 @@ class RunCallback(pl.Callback):
         val_loader: this process's share of the held-out photos, None for none.
         ema: the averaged network, evaluated instead of the raw one; None for none.
         view: what the person sees.
+        pace: where the run stands in its schedule.
     """
 
     def __init__(
-        self, plan: RunPlan, loader: TrainLoader, val_loader: Any, ema: EmaCallback | None, view: ProgressView
+        self,
+        plan: RunPlan,
+        loader: TrainLoader,
+        val_loader: Any,
+        ema: EmaCallback | None,
+        view: ProgressView,
+        pace: Pace,
     ) -> None:
         self.plan, self.loader, self.val_loader, self.ema, self.view = plan, loader, val_loader, ema, view
+        self.pace = pace
         train = plan.recipe.train
-        self.max_seconds = train.max_minutes * 60 if train.max_minutes else None
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": -1.0, "epoch": -1, "weights": None}
         self.watch = LossWatch(train.divergence_factor, lambda index: loader.photos.samples[index].path)
@@ -98,7 +107,7 @@ class RunCallback(pl.Callback):
             return ""
         if self._out_of_patience():
             return f"stopped early, its best epoch is {self.best['epoch'] + 1}"
-        if self._out_of_time():
+        if self.pace.seconds is not None and self.pace.done and len(self.rows) < self.plan.total_epochs:
             return "train.max_minutes are over"
         steps = self.plan.recipe.train.max_steps
         done = steps is not None and len(self.rows) < self.plan.total_epochs
@@ -122,6 +131,7 @@ class RunCallback(pl.Callback):
                 self._shown_loss = self.watch.mean()
             self.settle(trainer, pl_module, pl_module.device)
             (trainer.should_stop,) = self.plan.processes.any(self._out_of_patience() or self._out_of_time())
+        self.pace.begin(trainer.global_step)
         self._signals.take_over()
         self.view.start(trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
@@ -136,6 +146,7 @@ class RunCallback(pl.Callback):
         """Count, look at the losses, save in mid-epoch, and stop where asked to."""
         photos = len(batch[0])
         self._trained = True
+        self.pace.advance(trainer.global_step)
         self.loader.consumed += photos
         self._photos += photos * self.plan.processes.world_size
         # fp16's scaler finds gradients that are too large by itself, and skips the step
@@ -156,6 +167,7 @@ class RunCallback(pl.Callback):
         every = 1 if self.plan.processes.world_size == 1 else _AGREE_EVERY * accumulate
         if not looks and not (at_step and (batch_idx + 1) % every == 0):
             return
+        self._fit_pace()
         bad, stop, late, due = self.plan.processes.any(
             problem is not None, bool(self._signals.received), self._out_of_time(), self._due(trainer)
         )
@@ -189,12 +201,13 @@ class RunCallback(pl.Callback):
         row["gradient_norm"] = float(pl_module.gradient_norm) if pl_module.gradient_norm is not None else None
         row["ema_distance"] = self.ema.distance(pl_module.model) if self.ema is not None else None
         row["gpu_memory_gb"] = _gpu_memory(device)
-        last = epoch + 1 >= self.plan.total_epochs or trainer.should_stop
+        (over,) = processes.any(self._out_of_time())
+        last = epoch + 1 >= self.plan.total_epochs or trainer.should_stop or over
         wanted = last or (epoch + 1) % self.plan.recipe.train.eval_every == 0
         self._pending = {"row": row, "evaluate": wanted}
         self.save(trainer)
         self.settle(trainer, pl_module, device)
-        if self._out_of_patience():
+        if self._out_of_patience() or over:
             trainer.should_stop = True
         (stop,) = processes.any(bool(self._signals.received))
         if stop and not last:
@@ -209,15 +222,17 @@ class RunCallback(pl.Callback):
         row, epoch = self._pending["row"], self._pending["row"]["epoch"]
         if self._pending["evaluate"] and self.val_loader is not None:
             network: nn.Module = pl_module.whole(self.ema.network if self.ema is not None else pl_module.model)
+            begun = time.perf_counter()
             row |= self._held_out(network.to(device), device)
             self._keep_best(row["val_top1"] if row["val_top1"] is not None else row["val_map"], epoch, network)
+            self.pace.evaluated(begun)
         row["seconds"] = self.seconds
         self.rows.append(row)
         self._pending = None
         self._log_row(trainer, row)
         if self.plan.processes.is_first:
             write_text(self.plan.out / METRICS_FILE, metrics_csv(self.rows))
-        self.view.epoch(row, self.seconds / (epoch + 1) * max(0, self.plan.total_epochs - epoch - 1))
+        self.view.epoch(row, self.seconds / (epoch + 1) * self.pace.epochs_left)
 
     @property
     def signal(self) -> str:
@@ -247,6 +262,7 @@ class RunCallback(pl.Callback):
             "best": self.best,
             "watch": self.plan.processes.gather(self.watch.state_dict()),
             "pending": self._pending,
+            "pace": self.pace.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -255,6 +271,10 @@ class RunCallback(pl.Callback):
         self._seconds_before = state_dict["seconds"]
         self.best = state_dict["best"]
         self._pending = state_dict.get("pending")  # earlier versions saved behind the evaluation
+        if "pace" in state_dict:
+            self.pace.load_state_dict(state_dict["pace"])
+        else:  # of an earlier version
+            self.pace.add_spent(state_dict["seconds"])
         watches, rank = state_dict["watch"], self.plan.processes.rank
         self._restored = {"random": state_dict["random"], "watch": watches[min(rank, len(watches) - 1)]}
 
@@ -311,7 +331,17 @@ class RunCallback(pl.Callback):
         return bool(self.rows[-1]["epoch"] - self.best["epoch"] >= patience)
 
     def _out_of_time(self) -> bool:
-        return bool(self.max_seconds and self.seconds > self.max_seconds)
+        return self.pace.seconds is not None and self.pace.done
+
+    def _fit_pace(self) -> None:
+        """Fit what is left of the schedule to what is left of the time, by the first process's clock."""
+        if self.pace.seconds is None:
+            return
+        self.pace.fit()
+        if self.plan.processes.world_size > 1:
+            (self.pace.stride,) = self.plan.processes.sum(self.pace.stride * self.plan.processes.is_first)
+        epochs = self.pace.steps_in_all / self.pace.steps_per_epoch
+        self.view.resize(ceil(epochs * len(self.loader)), ceil(epochs))
 
     def _log(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Figures of this moment for TensorBoard and the others."""

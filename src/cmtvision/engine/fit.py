@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from cmtvision.artefact import Artefact, Predictor, write_artefact
 from cmtvision.artefact.confusion import MATRIX_CLASSES
 from cmtvision.artefact.files import Task, write_text
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.data import DatasetIndex, Skipped
+from cmtvision.data import DatasetIndex, Sample, Skipped
 from cmtvision.engine.batch_size import choose_batch_size
 from cmtvision.engine.build import BuiltModel, build_model, portable
 from cmtvision.engine.callbacks import RunCallback, RunPlan
@@ -28,9 +29,11 @@ from cmtvision.engine.fsdp import check_sharding
 from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.lightning_settings import quiet_lightning, run_settings, trainer_place, trainer_precision
 from cmtvision.engine.loaders import TrainLoader, class_counts, eval_loader, train_loader
+from cmtvision.engine.look import reading_seconds
 from cmtvision.engine.module import TrainingModule
 from cmtvision.engine.multilabel import MultiLabelEvaluation
 from cmtvision.engine.optim import freeze
+from cmtvision.engine.pace import Pace
 from cmtvision.engine.processes import Processes, join_processes
 from cmtvision.engine.progress import ProgressView
 from cmtvision.engine.run_folder import (
@@ -59,6 +62,7 @@ class FitResult:
     Attributes:
         out: the run folder.
         metrics: the last row of metrics.csv.
+        rows: all of them.
         evaluation: the final model on the held-out photos, None where nothing was held out.
         skipped: files left out when the data was read.
         failures: names of photos that could no longer be read during training.
@@ -78,6 +82,7 @@ class FitResult:
     epochs: int = 0
     late_signal: str = ""
     num_test: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -91,6 +96,8 @@ def fit(
     console: Console | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     index: DatasetIndex | None = None,
+    spent: float = 0.0,
+    after: float = 0.0,
 ) -> FitResult:
     """Train a classifier.
 
@@ -108,6 +115,7 @@ def fit(
         console: where progress is shown; None for silence.
         on_epoch: called with each new row of metrics.csv; what it raises ends training.
         index: the list of photos, where ``data`` has been read already.
+        spent, after: seconds of ``train.max_minutes`` already used, and seconds to keep for the caller afterwards.
 
     Raises:
         ConfigError: a recipe that cannot be carried out, or a run folder in the way.
@@ -116,7 +124,7 @@ def fit(
         TrainingInterrupted: stopped by Ctrl-C, SIGTERM or SIGUSR1, with the state saved.
         TrainingDiverged: the loss is no longer a number or grows without end.
     """
-    out, recipe = Path(out), portable(recipe)
+    out, recipe, began = Path(out), portable(recipe), time.perf_counter() - spent
     place = join_processes(pick_device(recipe.train.device))
     with place as processes, ExitStack() as stack, interruptions(lambda: _start_again(data, out, processes)) as now:
         if recipe.train.strategy == "fsdp":
@@ -142,6 +150,7 @@ def fit(
             loader = train_loader(photos, built.preprocess, recipe, batch_size, processes)
             loader.accept_changed = accept_changed_data
             plan = RunPlan(recipe, out, processes, _resume_hint(data, out, processes), on_epoch)
+            pace = _pace(plan, loader, photos.val, began, after)
             return _run(
                 plan,
                 photos,
@@ -151,6 +160,7 @@ def fit(
                 go_on,
                 console,
                 now,
+                pace,
                 begin=lambda: _prepare_folder(plan, data, photos, go_on, accept_changed_data),
             )
 
@@ -164,6 +174,7 @@ def _run(
     resume: bool,
     console: Console | None,
     now: Interruptions,
+    pace: Pace,
     begin: Callable[[], None],
 ) -> FitResult:
     """Train; ``begin`` writes the run folder, and clears it of the run before, once nothing is left to be refused."""
@@ -174,10 +185,11 @@ def _run(
         built.model,
         recipe,
         class_counts(index.train, len(index.classes)),
-        steps_per_epoch=-(-len(loader) // train.accumulate),
+        steps_per_epoch=pace.steps_per_epoch,
         effective_batch=batch_size * train.accumulate * processes.world_size,
         distiller=build_distiller(recipe, index.classes, built.model, _input_size(built), device),
         rank=processes.rank,
+        pace=pace,
     )
     if processes.world_size > 1 and train.sync_bn:
         module.model = synchronise_batch_norm(module.model, device)
@@ -194,7 +206,7 @@ def _run(
             local_world_size=processes.local_world_size,
         )
     view = ProgressView(console, len(loader) * plan.total_epochs, plan.total_epochs)
-    record = RunCallback(plan, loader, val_loader, ema, view)
+    record = RunCallback(plan, loader, val_loader, ema, view, pace)
     trainer = pl.Trainer(
         **trainer_place(recipe, device, processes),
         precision=trainer_precision(recipe, device),  # type: ignore[arg-type]
@@ -242,6 +254,26 @@ def _run(
     return _finish(plan, index, built, network.cpu().eval(), loader, record)
 
 
+def _pace(plan: RunPlan, loader: TrainLoader, val: Sequence[Sample], began: float, after: float) -> Pace:
+    """The schedule's steps, and the time that they may take."""
+    train = plan.recipe.train
+    reading = 0.0
+    if train.max_minutes and val:
+        readers = plan.processes.world_size * max(1, loader.num_workers)
+        reading = len(val) * reading_seconds(val, plan.recipe.data) / readers
+    steps = -(-len(loader) // train.accumulate)
+    return Pace(
+        steps * plan.total_epochs,
+        steps,
+        train.max_minutes * 60 if train.max_minutes else None,
+        evaluations=(len(val) / max(1, len(loader.photos.samples)), train.eval_every),
+        reading=reading,
+        most=train.max_steps,
+        spent=time.perf_counter() - began,
+        after=after,
+    )
+
+
 def _finish(
     plan: RunPlan,
     index: DatasetIndex,
@@ -282,7 +314,18 @@ def _finish(
 
     processes.first(write)
     failures = sorted({str(path) for paths in processes.gather(loader.photos.failures) for path in paths})
-    return FitResult(out, row, evaluation, index.skipped, failures, seconds, epochs, record.signal, len(index.test))
+    return FitResult(
+        out,
+        row,
+        evaluation,
+        index.skipped,
+        failures,
+        seconds,
+        epochs,
+        record.signal,
+        len(index.test),
+        list(record.rows),
+    )
 
 
 def _resumes(out: Path, resume: bool | Literal["auto"], overwrite: bool) -> bool:

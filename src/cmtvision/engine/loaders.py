@@ -1,5 +1,7 @@
 """Loaders of photos for training and evaluation: same order and same augmentation whatever the number of workers."""
 
+import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -99,6 +101,7 @@ def train_loader(
         train_transform(preprocess, recipe.augment),
         seed=recipe.seed,
         cache=data.cache,
+        short_side=None if data.shrink is None else math.ceil(data.shrink * max(preprocess.size)),
         max_pixels=data.max_pixels,
         max_bytes=data.max_bytes,
         num_classes=len(index.classes) if data.multi_label else None,
@@ -161,9 +164,19 @@ def class_counts(samples: Sequence[Sample], num_classes: int) -> list[int]:
     return np.bincount(np.asarray(numbers, dtype=np.int64), minlength=num_classes).tolist()
 
 
+def num_workers(data: DataSection, local_world_size: int = 1) -> int:
+    """Loader processes of each process that trains; one processor is left to the one that computes."""
+    own = usable_processors() // local_world_size
+    return data.workers if data.workers is not None else max(0, min(own - 1, 8))
+
+
+def forks() -> bool:
+    """Whether loader processes begin as copies of this one, with whose cache they share memory."""
+    return multiprocessing.get_context().get_start_method() == "fork"
+
+
 def _workers(data: DataSection, local_world_size: int = 1) -> dict[str, Any]:
-    own = usable_processors() // local_world_size  # one of them is for the process that computes
-    workers = data.workers if data.workers is not None else max(0, min(own - 1, 8))
+    workers = num_workers(data, local_world_size)
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,

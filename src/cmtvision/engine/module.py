@@ -23,6 +23,7 @@ from cmtvision.engine.optim import (
     set_head_only,
     step_epoch,
 )
+from cmtvision.engine.pace import Pace
 from cmtvision.recipe import Recipe
 
 _NORM_EVERY = 20  # steps between looks at the gradients' norm where nothing clips it
@@ -39,6 +40,7 @@ class TrainingModule(pl.LightningModule):
         effective_batch: images that one optimiser step sees, over all processes and accumulated batches.
         distiller: the teacher; None to learn from the labels alone.
         rank: with the seed and the step it decides what is mixed, so that processes mix differently.
+        pace: where the run stands in its schedule; None for one step of the schedule a step.
 
     Attributes:
         gradient_norm: of the last step that looked, a scalar tensor; None before.
@@ -53,12 +55,15 @@ class TrainingModule(pl.LightningModule):
         effective_batch: int,
         distiller: Distiller | None = None,
         rank: int = 0,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.rank = rank
+        epochs = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
+        self.pace = pace if pace is not None else Pace(epochs * steps_per_epoch, steps_per_epoch)
         self.peak_lr = peak_lr(recipe, effective_batch)
         self.mixer = mixer(recipe.augment, len(class_counts))
         self.loss = build_loss(recipe, class_counts)
@@ -66,6 +71,7 @@ class TrainingModule(pl.LightningModule):
         self.gradient_norm: torch.Tensor | None = None
         # kept out of the module tree, so that the names of saved weights do not depend on compiling
         self._run: list[Any] = [torch.compile(model, dynamic=False) if recipe.train.compile else model]
+        self._head_only, self._rate_epoch = False, 0
         self._plain: list[nn.Module] = []  # the network before it was spread over processes
 
     def configure_model(self) -> None:
@@ -97,10 +103,18 @@ class TrainingModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Freeze what the epoch that training begins or goes on with wants frozen."""
         self._choose_what_learns()
+        self._rate_epoch = self.pace.epoch
 
     def on_train_epoch_start(self) -> None:
         """Freeze what the epoch wants frozen."""
         self._choose_what_learns()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Follow the schedule where a time limit takes it to another of its epochs within one of training."""
+        if learns_head_only(self.recipe, self.pace.epoch) != self._head_only:
+            self._choose_what_learns()
+        if self.recipe.schedule.step == "epoch" and self.pace.epoch != self._rate_epoch:
+            self.lr_scheduler_step(self.lr_schedulers(), None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of one batch."""
@@ -108,7 +122,9 @@ class TrainingModule(pl.LightningModule):
         if self.mixer is not None:
             # a process's own number of batches, so that no two of a run mix alike
             step = batch_idx + self.rank * self.steps_per_epoch * self.recipe.train.accumulate
-            images, targets = self.mixer(images, targets, seed=self.recipe.seed, epoch=self.current_epoch, step=step)
+            images, targets = self.mixer(
+                images, targets, seed=self.recipe.seed, epoch=self.current_epoch, step=step, scheduled=self.pace.epoch
+            )
         if self.distiller is None:
             return self.loss(self(images).float(), targets)
         images = self._laid_out(images)
@@ -143,13 +159,16 @@ class TrainingModule(pl.LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Move timm's scheduler to where the run stands."""
+        self.pace.advance(self.global_step)
         if self.recipe.schedule.step == "epoch":
-            step_epoch(scheduler, self.recipe, self.current_epoch)
+            step_epoch(scheduler, self.recipe, max(0, self.pace.epoch - 1))
+            self._rate_epoch = self.pace.epoch
         else:
-            scheduler.step_update(self.global_step)
+            scheduler.step_update(self.pace.position)
 
     def _choose_what_learns(self) -> None:
-        set_head_only(self.model, learns_head_only(self.recipe, self.current_epoch))
+        self._head_only = learns_head_only(self.recipe, self.pace.epoch)
+        set_head_only(self.model, self._head_only)
 
     def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.recipe.train.channels_last else images

@@ -39,6 +39,12 @@ class ProgressView:
             self._task = self._bar.add_task("training", total=self._total_steps, completed=done, state="")
             self._bar.start()
 
+    def resize(self, total_steps: int, total_epochs: int) -> None:
+        """The run will take other numbers of batches and epochs than it was made for."""
+        self._total_steps, self._total_epochs = total_steps, total_epochs
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total_steps)
+
     def step(self, epoch: int, loss: float, rate: float, gpu_memory_gb: float | None = None) -> None:
         """One batch: epoch number from 0, its loss, images per second, the most GPU memory taken so far."""
         if self._bar is not None and self._task is not None:

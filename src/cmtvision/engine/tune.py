@@ -12,11 +12,11 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -95,7 +95,8 @@ def tune(
     data: str | Path,
     out: str | Path,
     *,
-    trials: int,
+    trials: int | None = None,
+    seconds: float | None = None,
     storage: str | None = None,
     pruner: Pruner = "median",
     resume: bool = False,
@@ -109,7 +110,8 @@ def tune(
         space: the keys to search (see ``cmtvision.recipe.space``). A resumed search keeps its own.
         data: the photos, as for ``fit``.
         out: the folder to write.
-        trials: how many in all, those of earlier parts of a resumed search counted.
+        trials: how many in all, those of earlier parts of a resumed search counted; None for as many as fit.
+        seconds: begin no trial that would probably end later than this from now; None for no limit. The first is begun.
         storage: an SQLAlchemy URL; None is study.db in the folder.
         pruner: stops trials without hope: 'median' of the others at the same epoch, 'hyperband', or 'none'.
         resume: go on with the search in ``out``.
@@ -120,21 +122,20 @@ def tune(
         All trials. best.yaml, trials.csv and the best trial's run folder are on disk.
 
     Raises:
-        ConfigError: a space that does not fit the recipe, a folder in the way, optuna not installed, or every trial
-            failed.
+        ConfigError: neither trials nor seconds, a space that does not fit the recipe, a folder in the way, optuna not
+            installed, or every trial failed.
         DataError: photos that cannot be used, or that changed since the search began.
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM; the trial that ran is tried again on resume.
     """
     out = Path(out)
+    if trials is None and seconds is None:
+        raise ConfigError("tune: say how many trainings, or how long, with --trials N or --minutes N")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("tune runs in one process; start it without torchrun")
     if resume:
         recipe, space, pruner = _read_plan(out, storage)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        hint = "resume it with --resume, or " if (out / PLAN_FILE).is_file() else ""
-        raise ConfigError(f"{out}: is not empty; {hint}choose another --out")
     else:
-        _check(space, recipe)
+        _check(space, recipe, out)
     index = held_out_of_training(read_photos(recipe, data), recipe)
     if not {"model.name", "model.weights"} & {dimension.key for dimension in space}:
         fetch_pretrained(recipe)  # or every trial would fail of the same
@@ -151,26 +152,39 @@ def tune(
         else:
             _write_plan(out, space, pruner, data, index, storage is not None)
         try:
-            while len(studies.over(study)) < trials:
+            begun = time.monotonic()
+            while _another(studies.over(study), trials, seconds, time.monotonic() - begun):
                 ended = _run_trial(search)
                 _write_tables(search)
                 if on_trial is not None:
                     on_trial(ended, len(studies.over(study)))
         except (KeyboardInterrupt, TrainingInterrupted):
-            again = f"cmtvision tune {shlex.quote(str(data))} --trials {trials} --out {shlex.quote(str(out))} --resume"
+            bound = f"--trials {trials}" if trials is not None else f"--minutes {(seconds or 0) / 60:g}"
+            again = f"cmtvision tune {shlex.quote(str(data))} {bound} --out {shlex.quote(str(out))} --resume"
             again += " --storage URL" if storage else ""
             done = len(studies.over(study))
-            raise TrainingInterrupted(f"stopped with {done} of {trials} trials over; go on with: {again}") from None
+            raise TrainingInterrupted(
+                f"stopped with {done}{f' of {trials}' if trials else ''} trials over; go on with: {again}"
+            ) from None
         _write_tables(search)
         return _result(search)
 
 
-def _check(space: Sequence[Dimension], recipe: Recipe) -> None:
-    """Refuse a space that the recipe cannot take, and models that nobody knows."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / RECIPE_FILE
-        file.write_text(dump_recipe(recipe), encoding="utf-8")
-        check_space(space, file)
+def _another(over: Sequence[Trial], trials: int | None, seconds: float | None, spent: float) -> bool:
+    """Whether to begin one more trial."""
+    if trials is not None and len(over) >= trials:
+        return False
+    if seconds is None or not over:
+        return True
+    return spent + median(trial.seconds for trial in over) < seconds
+
+
+def _check(space: Sequence[Dimension], recipe: Recipe, out: Path) -> None:
+    """Refuse a folder in the way, a space that the recipe cannot take, and models that nobody knows."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        hint = "resume it with --resume, or " if (out / PLAN_FILE).is_file() else ""
+        raise ConfigError(f"{out}: is not empty; {hint}choose another --out")
+    check_space(space, recipe)
     choices = [text for dimension in space if dimension.key == "model.name" for text in dimension.choices]
     for name in map(json.loads, choices):
         if not timm.is_model(str(name).partition(".")[0]):

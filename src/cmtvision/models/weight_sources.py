@@ -4,13 +4,14 @@ Our own models download from an address (weights/fetch.py); those of timm mostly
 library, which resumes and knows HF_HOME and HF_HUB_OFFLINE.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
 from huggingface_hub import constants as hub
@@ -26,9 +27,9 @@ from timm.models import (
 
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.weights import read_state_dict
-from cmtvision.weights.fetch import FetchError, fetch
+from cmtvision.weights.fetch import FetchError, cache_folder, fetch
 from cmtvision.weights.files import read_pickle
-from cmtvision.weights.network import innermost, unreachable
+from cmtvision.weights.network import BRIEFLY, innermost, missing, unreachable
 
 TRAIN_IT = "train it (`cmtvision train`), or name a file: pretrained_cfg_overlay={'file': 'model.safetensors'}"
 SOURCES = ("state_dict", "file", "hf_hub_id", "url")
@@ -83,6 +84,35 @@ def read_by_us(name: str, pretrained: bool, kwargs: dict[str, Any]) -> None:
         cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
         if not (cfg.state_dict or cfg.file or cfg.hf_hub_id or cfg.source):
             _fetch_url(cfg, kwargs.get("cache_dir"), read_state_dict)
+
+
+def released_weights(names: Sequence[str]) -> tuple[list[str], str]:
+    """Those of our models whose released weights are in the cache or whose server answers, and why others have none.
+
+    Each server is asked briefly, and none any more after the first that does not answer.
+    """
+    found, reason = [], ""
+    for name in names:
+        url, folder = where_released(name)
+        if (folder / Path(urlsplit(url).path).name).is_file():
+            found.append(name)
+        elif not reason:
+            reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else missing(url, timeout=BRIEFLY)
+            if not reason:
+                found.append(name)
+    return found, reason
+
+
+def where_released(name: str) -> tuple[str, Path]:
+    """The address of the released weights of a model of ours, and the folder that they are looked for in first.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not isinstance(cfg.url, str):
+        raise ConfigError(f"{name}: no weights of it were released")
+    return cfg.url, cache_folder()
 
 
 def fetch_weights(name: str) -> None:

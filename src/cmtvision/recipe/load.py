@@ -20,6 +20,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
 _TOP = [*Recipe.model_fields, "base"]
+_OPEN = ("augment.auto_augment=null", "augment.random_resized_crop=false", "schedule.epochs=1000000")
+"""Settings beside which every other one makes sense, until they are chosen."""
 _OPTIONS = "model.options."
 """What is free to choose: arguments of the model's constructor."""
 _PATHS = [path for name in Recipe.model_fields for path in (
@@ -43,10 +45,43 @@ def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) 
         _apply(data, override)
     if isinstance(reference, Path) or _is_path(str(reference)):
         data.setdefault("name", Path(reference).stem)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_lines(error, data))) from None
+    return _validated(data)
+
+
+def load_asked(name_or_path: str | Path | None, overrides: Sequence[str]) -> Recipe:
+    """What a command asks for before anything is chosen: the named recipe; for None one that contradicts no setting.
+
+    Raises:
+        ConfigError: as ``load_recipe`` does.
+    """
+    return load_recipe(name_or_path, [*(_OPEN if name_or_path is None else ()), *overrides])
+
+
+def given_settings(name_or_path: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``a.b=c`` strings set, by 'section.key', each value as ``load_asked`` has it then.
+
+    Raises:
+        ConfigError: as ``load_recipe`` does.
+    """
+    recipe = load_asked(name_or_path, overrides)
+    given = {}
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        section, dot, inner = ("model.options" if key.startswith(_OPTIONS) else key).partition(".")
+        given[f"{section}{dot}{inner}"] = getattr(getattr(recipe, section), inner) if dot else getattr(recipe, section)
+    return given
+
+
+def with_settings(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with some settings changed, by ``section.key=value`` strings.
+
+    Raises:
+        ConfigError: as ``load_recipe`` does.
+    """
+    data = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(data, override)
+    return _validated(data)
 
 
 def list_recipes() -> dict[str, str]:
@@ -76,8 +111,27 @@ def recipe_comment(name_or_path: str | Path) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; ``load_recipe`` of it gives an equal recipe."""
-    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(
+        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
+    )
     return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """safe_dump that writes a text of several lines as they are."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _validated(data: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_lines(error, data))) from None
 
 
 class _Loader(yaml.SafeLoader):

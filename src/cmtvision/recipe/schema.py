@@ -74,6 +74,9 @@ class DataSection(Section):
     """Loader processes; None is one less than the cores, 8 at most, and none on a single core."""
     cache: bool = False
     """Keep decoded images in memory."""
+    shrink: Annotated[float, Field(ge=1.0)] | None = None
+    """Shrink training photos as they are read, where a random crop follows, to a shorter side of this many times the
+    input's: JPEG files are decoded faster then, and the cache takes less memory. None leaves them whole."""
     max_pixels: Count = 89_478_485
     max_bytes: Count = 100_000_000
     image_column: str | None = None
@@ -241,6 +244,9 @@ class TrainSection(Section):
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     max_steps: Count | None = None
     max_minutes: Positive | None = None
+    """Minutes within which the whole run ends, evaluation and report included: where its epochs would take longer here,
+    the schedule is shortened to fit, not cut off. A run that was shortened is not repeated step for step: its length
+    depends on the machine."""
 
 
 class Recipe(Section):
@@ -259,6 +265,15 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection = EmaSection()
     train: TrainSection = TrainSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_several_labels(cls, values: Any) -> Any:
+        """With several labels a photo the loss is bce, unless one is named."""
+        data, loss = (values.get("data"), values.get("loss", {})) if isinstance(values, dict) else (None, None)
+        if isinstance(data, dict) and data.get("multi_label") is True and isinstance(loss, dict) and "name" not in loss:
+            return {**values, "loss": {**loss, "name": "bce"}}
+        return values
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

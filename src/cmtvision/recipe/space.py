@@ -9,14 +9,13 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cmtvision.errors import ConfigError
-from cmtvision.recipe.load import load_recipe
+from cmtvision.recipe.load import with_settings
 from cmtvision.recipe.schema import Recipe
 
 _RANGE = re.compile(r"((?:log:|int:)*)([^,:]+?)\.\.([^,:]+)")
@@ -93,13 +92,13 @@ def parse_space(texts: Sequence[str]) -> list[Dimension]:
     return space
 
 
-def check_space(space: Sequence[Dimension], recipe: str | Path | None, overrides: Sequence[str] = ()) -> None:
+def check_space(space: Sequence[Dimension], recipe: Recipe, overrides: Sequence[str] = ()) -> None:
     """Try every key's values in the recipe, and some combinations of them, before hours are spent.
 
     Args:
         space: what is to be searched.
-        recipe: the recipe's name or file, as for ``load_recipe``.
-        overrides: its ``a.b=c`` settings.
+        recipe: what is varied.
+        overrides: the ``a.b=c`` settings that it was given.
 
     Raises:
         ConfigError: an unknown key (with a did-you-mean), a value that a key cannot take, a key that is set by an
@@ -115,7 +114,7 @@ def check_space(space: Sequence[Dimension], recipe: str | Path | None, overrides
         for value in dimension.probes():
             setting = f"{key}={value}"
             try:
-                load_recipe(recipe, [*overrides, setting])
+                with_settings(recipe, [setting])
             except ConfigError as error:
                 first = str(error).splitlines()[0].removeprefix(f"override {setting!r}: ")
                 if not _fits_alone(key, value):
@@ -125,7 +124,7 @@ def check_space(space: Sequence[Dimension], recipe: str | Path | None, overrides
     reason = ""
     for _ in range(_COMBINATIONS):
         try:
-            load_recipe(recipe, [*overrides, *(f"{dimension.key}={dimension.draw(random_)}" for dimension in space)])
+            with_settings(recipe, [f"{dimension.key}={dimension.draw(random_)}" for dimension in space])
             return
         except ConfigError as error:
             reason = reason or str(error).splitlines()[0]

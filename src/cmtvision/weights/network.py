@@ -20,6 +20,8 @@ from urllib.request import (
 
 TIMEOUT = 20.0
 """Seconds without a byte."""
+BRIEFLY = 4.0
+"""The same, for a question that need not be answered."""
 
 
 def unreachable(url: str) -> str:
@@ -30,6 +32,18 @@ def unreachable(url: str) -> str:
         error.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
         return innermost(error) + by_proxy(url)
+    return ""
+
+
+def missing(url: str, timeout: float) -> str:
+    """Why a file cannot be had from its address, '' where its server would send it. Tried once, without patience."""
+    try:
+        opener().open(Request(url, method="HEAD", headers={"User-Agent": "cmtvision"}), timeout=timeout).close()
+    except HTTPError as error:
+        error.close()
+        return f"{urlsplit(url).hostname} answers {error.code} {error.reason}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{urlsplit(url).hostname}: {innermost(error)}{by_proxy(url)}"
     return ""
 
 
