@@ -139,7 +139,7 @@ def planned_steps(recipe: "Recipe", num_train: int, processes: int = 1) -> Plann
         return PlannedSteps()
     batch = min(train.batch_size, num_train // processes)
     per_epoch = -(-(photos // batch) // train.accumulate)
-    total = per_epoch * (schedule.epochs + schedule.cooldown_epochs)
+    total = per_epoch * schedule.total_epochs
     total = min(total, train.max_steps or total)
     return PlannedSteps(
         batch,
@@ -184,7 +184,7 @@ def _size(input_size: tuple[int, int, int]) -> str:
 def _duration(chosen: "Chosen", steps: PlannedSteps) -> str:
     recipe = chosen.recipe
     schedule, train = recipe.schedule, recipe.train
-    epochs = schedule.epochs + schedule.cooldown_epochs
+    epochs = schedule.total_epochs
     parts = [f"warm-up {schedule.warmup_epochs:g}"]
     if schedule.cooldown_epochs:
         parts.append(f"cool-down {schedule.cooldown_epochs}")

@@ -60,7 +60,7 @@ class RunPlan:
     @property
     def total_epochs(self) -> int:
         """Epochs of the whole run, cool-down included."""
-        return self.recipe.schedule.epochs + self.recipe.schedule.cooldown_epochs
+        return self.recipe.schedule.total_epochs
 
 
 class RunCallback(pl.Callback):

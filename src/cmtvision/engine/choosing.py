@@ -22,7 +22,18 @@ from cmtvision.errors import ConfigError
 from cmtvision.models import build_shapes_only
 from cmtvision.models.weight_sources import fetch_weights
 from cmtvision.recipe import ModelSection, Recipe, load_recipe
-from cmtvision.recipe.choices import COST, LONG_MINUTES, ROOM, SCRATCH, Choice, Seen, choose, epochs_in, run_seconds
+from cmtvision.recipe.choices import (
+    COST,
+    LONG_MINUTES,
+    ROOM,
+    SCRATCH,
+    Choice,
+    Seen,
+    choose,
+    epochs_in,
+    longer_side,
+    run_seconds,
+)
 from cmtvision.recipe.load import given_settings, load_asked, with_settings
 from cmtvision.weights import from_official, is_official, read_state_dict
 from cmtvision.weights.fetch import FetchError
@@ -162,7 +173,7 @@ def _fetched(recipe: Recipe, given: Mapping[str, Any]) -> str:
 
 def _chosen(recipe: Recipe, choices: list[Choice], seen: Seen, rate: float, around: float) -> Chosen:
     train = recipe.train
-    epochs: float = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
+    epochs: float = recipe.schedule.total_epochs
     if train.max_steps is not None and isinstance(train.batch_size, int):
         epochs = min(epochs, train.max_steps * train.batch_size * train.accumulate * seen.processes / seen.num_train)
     seconds = around + run_seconds(epochs, seen, rate, recipe.data.cache, train.eval_every) if rate else 0.0
@@ -263,8 +274,7 @@ def _network_of(file: Path) -> str:
 
 
 def _side(recipe: Recipe) -> int:
-    size = recipe.model.img_size or build_shapes_only(recipe.model.name, None, 2)[1][1:]
-    return max(size) if isinstance(size, tuple) else int(size)
+    return longer_side(recipe.model.img_size or build_shapes_only(recipe.model.name, None, 2)[1][1:])
 
 
 def _in_bf16(recipe: Recipe, device: torch.device) -> bool:

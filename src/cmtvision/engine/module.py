@@ -62,8 +62,7 @@ class TrainingModule(pl.LightningModule):
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.rank = rank
-        epochs = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
-        self.pace = pace if pace is not None else Pace(epochs * steps_per_epoch, steps_per_epoch)
+        self.pace = pace or Pace(recipe.schedule.total_epochs * steps_per_epoch, steps_per_epoch)
         self.peak_lr = peak_lr(recipe, effective_batch)
         self.mixer = mixer(recipe.augment, len(class_counts))
         self.loss = build_loss(recipe, class_counts)

@@ -142,7 +142,7 @@ def lr_curve(recipe: Recipe, effective_batch: int, steps_per_epoch: int) -> list
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler = build_scheduler(optimizer, recipe, steps_per_epoch)
     rates = []
-    for epoch in range(recipe.schedule.epochs + recipe.schedule.cooldown_epochs):
+    for epoch in range(recipe.schedule.total_epochs):
         rates.append(float(optimizer.param_groups[0]["lr"]))
         step_epoch(scheduler, recipe, epoch)
         scheduler.step_update((epoch + 1) * steps_per_epoch)

@@ -205,7 +205,7 @@ def _run_trial(search: _Search) -> Trial:
         if value is None:
             return
         trial.report(float(value), int(row["epoch"]))
-        last = int(row["epoch"]) + 1 >= chosen.schedule.epochs + chosen.schedule.cooldown_epochs
+        last = int(row["epoch"]) + 1 >= chosen.schedule.total_epochs
         if not last and trial.should_prune():
             raise optuna.TrialPruned
 

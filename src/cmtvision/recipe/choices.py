@@ -177,6 +177,11 @@ def epochs_in(seconds: float, seen: Seen, rate: float, cached: bool) -> float:
     return max(0.0, (seconds - none) * (1 - _EVALUATION_SHARE) / (one / 1000))
 
 
+def longer_side(size: int | Sequence[int]) -> int:
+    """Of an image given by its side or by (height, width), in pixels."""
+    return size if isinstance(size, int) else max(size)
+
+
 class _Rules:
     """The rules, one method each; a rule may look at what the ones before it chose."""
 
@@ -226,7 +231,7 @@ class _Rules:
     def _rungs(self, table: Sequence[Rung]) -> list[Rung]:
         """Those that may be chosen: of a given network or size all that differ, of ours those with weights."""
         name, size = self.given.get("model.name"), self.given.get("model.img_size")
-        side = int(max(size)) if isinstance(size, (list, tuple)) else size
+        side = longer_side(size) if size else None
         if table is TUNED and name is None and "model.weights" not in self.given:
             table = [rung for rung in table if rung.name in self.seen.weights]
         rungs: dict[tuple[str, int], Rung] = {}
@@ -279,9 +284,7 @@ class _Rules:
         return epochs_in(minutes * 60, self.seen, self._rate_of(rung), self._keeps(rung.size))
 
     def _rate_of(self, rung: Rung) -> float:
-        size = self.given.get("model.img_size")
-        side = max(size) if isinstance(size, (list, tuple)) else size or rung.size
-        return self.rate(rung.name, int(side))
+        return self.rate(rung.name, longer_side(self.given.get("model.img_size") or rung.size))
 
     # how long, in what steps
 
@@ -384,8 +387,7 @@ class _Rules:
         yield Choice("train.eval_every", every, "")
 
     def _side(self) -> int:
-        size = self.now["model.img_size"]
-        return int(max(size)) if isinstance(size, (list, tuple)) else int(size)
+        return longer_side(self.now["model.img_size"])
 
     def _shrink(self) -> float:
         """Times the size of the input that the smallest random crop is not enlarged from by much."""

@@ -196,6 +196,11 @@ class ScheduleSection(Section):
     """With step 'epoch': epoch e runs at the rate meant for e - 1, as in the released code, whose scheduler steps
     behind the epoch: epochs 0 and 1 both run at warmup_lr."""
 
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run, cool-down included."""
+        return self.epochs + self.cooldown_epochs
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup_epochs >= self.epochs:
