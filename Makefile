@@ -1,6 +1,6 @@
 # make demo   trains on the bundled photos, evaluates, predicts, writes a report
 # make test   runs every test
-# make test-all   the same, and what only repeats tests on larger networks
+# make test-all   the same, and what only repeats tests with other numbers
 # make test-older  what computes, with the instructions of a processor of 2008
 # make check  format, lint, types, import floors, fast tests: what a commit needs
 # make bench  measures everything into benchmarks/records/
@@ -45,13 +45,13 @@ test-all: $(DEV)
 # Nothing may depend on what the processor at hand happens to have. These are read by PyTorch, oneDNN (OpenVINO's too)
 # and MKL; the whole suite runs so with the same variables in front of `make test`.
 OLDER := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
-COMPUTES := tests/golden/test_golden_official.py tests/unit/test_deploy_fuse.py tests/unit/test_artefact_runtimes.py
+COMPUTES := tests/golden/test_golden_official.py tests/unit/deploy/test_deploy_fuse.py tests/unit/artefact/test_artefact_runtimes.py
 
 test-older: $(DEV)
 	$(OLDER) $(PYTEST) -m "not slow and not every_size" $(COMPUTES)
 
 check: static
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not every_size"
 
 static: $(DEV)
 	$(BIN)/ruff format --check .

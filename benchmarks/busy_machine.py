@@ -68,7 +68,7 @@ def make_files(folder: Path) -> None:
     write_photos(folder / "photos", 4 * BATCH)
     contract = Preprocess((SIDE, SIDE), 0.9, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     network = timm.create_model("cmt_ti", num_classes=10, img_size=SIDE).eval()
-    artefact = Artefact(network, "cmt_ti", {"img_size": SIDE}, [str(i) for i in range(10)], contract)
+    artefact = Artefact("cmt_ti", {"img_size": SIDE}, [str(i) for i in range(10)], contract, model=network)
     write_artefact(folder / "torch", artefact)
 
 
@@ -179,7 +179,7 @@ def training(folder: Path) -> Callable[[], int]:
 def prediction(folder: Path, runtime: str) -> Callable[[], int]:
     """Files as ``cmtvision predict`` takes them."""
     import cmtvision
-    from cmtvision.data.listing import images_below
+    from cmtvision.data.listing.class_folders import images_below
 
     predictor = cmtvision.load(folder / runtime, device="cpu")
     files = images_below(folder / "photos")[:FILES]

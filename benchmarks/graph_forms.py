@@ -17,11 +17,11 @@ import torch
 from record import write_record
 
 import cmtvision  # noqa: F401  # registers the models
-from cmtvision.artefact.runtimes import import_openvino, openvino_core
-from cmtvision.bench.comparison import spread
-from cmtvision.deploy.fuse import fuse
-from cmtvision.deploy.network import explicit_attention
-from cmtvision.deploy.onnx_file import write_onnx
+from cmtvision.artefact.runtimes.openvino import import_openvino, openvino_core
+from cmtvision.bench.timing import spread
+from cmtvision.deploy.exporting.network import explicit_attention
+from cmtvision.deploy.exporting.onnx_file import write_onnx
+from cmtvision.deploy.fusing.fuse import fuse
 
 ROUNDS, SECONDS, SIDE = 5, 0.6, 224
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}

@@ -48,7 +48,7 @@ from torch import nn
 from cmtvision.artefact import read_artefact
 from cmtvision.data import Preprocess
 from cmtvision.engine import evaluate, fit
-from cmtvision.models.count import count
+from cmtvision.models.analysis.count import count
 from cmtvision.recipe import dump_recipe, load_recipe
 from cmtvision.weights import write_safetensors
 

@@ -8,10 +8,10 @@ Writes records/models.json (parameters, GMACs) and one record of this machine, r
 - speed: cmt_s and the networks of timm with about its multiply-adds, each in every runtime that is here, in float32
   and bfloat16, at batch 1 and 8, by ``cmtvision bench``'s own measurement: interleaved rounds, machine's limits.
 - pixels: cmt_s fused from 160 to 640 px: the exponent of time against pixels by least squares on logarithms, and peak
-  memory of activations against what they need (cmtvision.bench.activation_need).
+  memory of activations against what they need (cmtvision.models.analysis.activation_need).
 - inference: the other sizes of CMT; plain NCHW and channels-last for the README's table.
 - training_step: plain NCHW beside channels-last; then throughput.py in a record of its own.
-- gpu: where there is one: AMP, torch.compile and CUDA graphs among the forms, and kernels_gpu.py where it is there.
+- gpu: where there is one: AMP, torch.compile and CUDA graphs among the runtimes, and gpu.py.
 
 'Plain eager' is timm.create_model(name).eval() in NCHW under torch.inference_mode, float32, nothing else. What does not
 fit in the time is left out, and the record's notes say so; --minutes gives more of it.
@@ -34,12 +34,15 @@ import timm
 import torch
 from record import cmtvision, write_record
 
-from cmtvision.bench.activation_need import activation_need
-from cmtvision.bench.comparison import spread
 from cmtvision.bench.exports import make_exports
-from cmtvision.bench.forms import Form, find_forms, find_targets, is_here
-from cmtvision.bench.speed import measure_speed
+from cmtvision.bench.limits import limit_kinds
+from cmtvision.bench.measure import measure as measure_targets
+from cmtvision.bench.record import speed_record
+from cmtvision.bench.runtimes import in_runtimes, is_here
+from cmtvision.bench.target import Target, find_targets
+from cmtvision.bench.timing import spread
 from cmtvision.machine import usable_cores
+from cmtvision.models.analysis.activation_need import activation_need
 
 PEERS = ("deit_small_patch16_224", "pvt_v2_b2", "swin_tiny_patch4_window7_224", "convnext_tiny")
 SIDES = (160, 224, 320, 448, 640)
@@ -104,12 +107,11 @@ def main() -> None:
     if not args.quick and clock.allows("cmt_b", 40):
         content["inference"] |= inference(measure, {"cells": []}, ("cmt_b",))
     if not args.quick and clock.allows(f"{ours} compiled", 200):
-        content["compiled"] = measure.forms([ours], ["eager", "compiled"])
+        content["compiled"] = measure.models([ours], ["eager", "compiled"])
     if not args.quick and clock.allows("memory at 800 x 1216", 15):
         content["peak_memory_800x1216_gb"] = {"cmt_s": peak_memory("cmt_s")}
-    script = HERE / "kernels_gpu.py"
-    if device == "cuda" and script.is_file() and clock.allows("kernels", 60):
-        subprocess.run([sys.executable, script], check=True)
+    if device == "cuda" and clock.allows("gpu.py", 60 if args.quick else 400):
+        subprocess.run([sys.executable, HERE / "gpu.py", *(["--quick"] if args.quick else [])], check=True)
     if clock.allows("throughput.py", 20 if args.quick else 200):
         more = ["--out", args.out, *(["--quick"] if args.quick else [])]
         subprocess.run([sys.executable, HERE / "throughput.py", *more], check=True)
@@ -118,7 +120,7 @@ def main() -> None:
 
 
 class Measure:
-    """Measures forms by the same settings throughout."""
+    """Measures targets by the same settings throughout."""
 
     def __init__(self, device: str, rounds: int, seconds: float, clock: Clock) -> None:
         self.device, self._rounds, self._seconds, self._clock = device, rounds, seconds, clock
@@ -130,30 +132,30 @@ class Measure:
         runtimes: Sequence[str] | None,
         precision: str = "fp32",
         img_size: int | None = None,
-    ) -> list[Form]:
-        """Forms, of the runtimes that are here."""
+    ) -> list[Target]:
+        """Models in the runtimes that are here."""
         here = None if runtimes is None else [name for name in runtimes if is_here(name)]
         precisions = None if here is None else [precision]
         targets = find_targets(names)
-        return find_forms(
+        return in_runtimes(
             targets, runtimes=here, precisions=precisions, threads=[self.threads], img_size=img_size, device=self.device
         )
 
-    def forms(self, names: Sequence[str], runtimes: Sequence[str] | None) -> dict[str, Any]:
+    def models(self, names: Sequence[str], runtimes: Sequence[str] | None) -> dict[str, Any]:
         return self(self.find(names, runtimes))
 
-    def __call__(self, forms: Sequence[Form], batches: Sequence[int] = BATCHES) -> dict[str, Any]:
+    def __call__(self, targets: Sequence[Target], batches: Sequence[int] = BATCHES) -> dict[str, Any]:
         """Export what has to be, and measure."""
         with tempfile.TemporaryDirectory(prefix="cmtvision-run-all-") as folder:
-            # sort is stable: a target's forms stand together, which is how they are interleaved
-            order = list(dict.fromkeys((form.target.name, form.img_size) for form in forms))
+            # sort is stable: those of a model stand together, which is how they are interleaved
+            order = list(dict.fromkeys((target.name, target.img_size) for target in targets))
             ready, failures = make_exports(
-                sorted(forms, key=lambda form: order.index((form.target.name, form.img_size))), Path(folder)
+                sorted(targets, key=lambda target: order.index((target.name, target.img_size))), Path(folder)
             )
-            found = measure_speed(
+            found = speed_record(measure_targets(
                 ready, batches=batches, rounds=self._rounds, seconds=self._seconds, device=self.device,
-                failures=failures, until=self._clock.ends,
-            )  # fmt: skip
+                limits=limit_kinds(ready), failures=failures, until=self._clock.ends,
+            ))  # fmt: skip
         for row in found["cells"]:
             if row["failure"] is not None:
                 self._clock.notes.append(
@@ -164,7 +166,7 @@ class Measure:
 
 
 def speed(measure: Measure, ours: str, peers: Sequence[str], also: Sequence[str], quick: bool) -> dict[str, Any]:
-    """Our network and its peers in every form, in one run."""
+    """Our network and its peers in every runtime, in one run."""
     if measure.device == "cuda":
         ways = [(("eager", "channels-last", "fused", "compiled", "cuda-graph"), "fp32"),
                 (("eager", "fused", "compiled", "cuda-graph"), "amp"), (("fused", "cuda-graph"), "bf16")]  # fmt: skip
@@ -175,10 +177,10 @@ def speed(measure: Measure, ours: str, peers: Sequence[str], also: Sequence[str]
         theirs = [(("eager", "channels-last", "onnx", "openvino"), "fp32"), (("openvino",), "bf16")]
     if quick:
         ways, theirs = [(("eager", "channels-last", "fused"), "fp32")], [(("eager", "channels-last"), "fp32")]
-    forms = [form for runtimes, precision in ways for form in measure.find([ours], runtimes, precision)]
-    forms += [form for runtimes, precision in theirs for form in measure.find(peers, runtimes, precision)]
-    forms += measure.find(also, None) if also else []
-    return measure(forms)
+    targets = [target for runtimes, precision in ways for target in measure.find([ours], runtimes, precision)]
+    targets += [target for runtimes, precision in theirs for target in measure.find(peers, runtimes, precision)]
+    targets += measure.find(also, None) if also else []
+    return measure(targets)
 
 
 def inference(measure: Measure, known: dict[str, Any], more: Sequence[str]) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def inference(measure: Measure, known: dict[str, Any], more: Sequence[str]) -> d
     cells = list(known["cells"])
     if more and measure._clock.allows(", ".join(more), 60):
         runtimes = ("eager", "channels-last", "fused", *(() if measure.device == "cuda" else ("onnx", "openvino")))
-        found = measure.forms(more, runtimes)
+        found = measure.models(more, runtimes)
         cells += found["cells"]
     rows: dict[str, Any] = {}
     for cell in cells:
@@ -198,7 +200,9 @@ def inference(measure: Measure, known: dict[str, Any], more: Sequence[str]) -> d
 
 def pixels(measure: Measure, name: str, sides: Sequence[int]) -> dict[str, Any]:
     """Time and memory of the fused network against the size of the image."""
-    found = measure([form for side in sides for form in measure.find([name], ["fused"], img_size=side)], batches=(1,))
+    found = measure(
+        [target for side in sides for target in measure.find([name], ["fused"], img_size=side)], batches=(1,)
+    )
     rows = []
     for side, cell in zip(sides, found["cells"], strict=True):
         if cell["failure"] is not None:

@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/choices.md from the records: python benchmarks/tables.py [--check].
+"""Write the tables of the README and the docs from the records: python benchmarks/tables.py [--check].
 
 A table stands between <!-- table:NAME --> and <!-- /table --> and is replaced whole; --check only says whether the
 pages are fresh (exit code 1 if not).
@@ -267,14 +267,43 @@ def other_start() -> str:
     return with_place(lines, "other-start-lite0")
 
 
-README_TABLES = {
-    "models": models, "runs": runs, "ladder": ladder, "peers": peers, "transfer": transfer, "throughput": throughput,
-    "inference": inference, "same_cost": same_cost, "int8": int8, "hardware": hardware,
-}  # fmt: skip
+def gpu() -> str:
+    """Networks on a GPU: bfloat16, replayed as a CUDA graph, CMT plain and fused."""
+    lines = ["| Network | Input, px | Batch 1, ms | Batch 64, images/s |", "|---|---|---|---|"]
+    for name, row in record("gpu-h100")["parts"]["inference"]["rows"].items():
+        side = row["input_size"][-1]
+        for form, said in (("plain", f"`{name}`"), ("fused", f"`{name}`, fused"), ("kernels", f"`{name}`, Triton")):
+            if form in row["batch 1"]:
+                one, many = (row[f"batch {batch}"][form]["median_seconds"] for batch in (1, 64))
+                lines.append(f"| {said} | {side} | {one * 1e3:.2f} | {64 / many:,.0f} |")
+    return with_place(lines, "gpu-h100")
+
+
+def gpu_kernels() -> str:
+    """The Triton kernels beside the plain path, each operation launched from Python, and in a whole network."""
+    found = record("kernels-h100")
+    lines = ["| cmt_s in bfloat16, batch 64 | Plain, us | Kernel, us | Speedup |", "|---|---|---|---|"]
+    for name, row in found["kernels"].items():
+        plain, kernel = (row[way]["median_seconds"] * 1e6 for way in ("plain", "kernel"))
+        lines.append(f"| {name} | {plain:,.0f} | {kernel:,.0f} | {plain / kernel:.2f} |")
+    for name, part in found["network"].items():
+        rows = {mode: row["median_seconds"] * 1e6 for mode, row in part["rows"].items()}
+        said = f"whole network, {name.replace('_', ' ')}"
+        lines.append(f"| {said} | {rows['off']:,.0f} | {rows['on']:,.0f} | {rows['off'] / rows['on']:.2f} |")
+    return with_place(lines, "kernels-h100")
 
 
 PAGES = {
-    "README.md": README_TABLES,
+    "README.md": {"models": models, "hardware": hardware},
+    "docs/results.md": {"runs": runs, "ladder": ladder, "peers": peers, "transfer": transfer},
+    "docs/performance.md": {
+        "throughput": throughput,
+        "inference": inference,
+        "same_cost": same_cost,
+        "int8": int8,
+        "gpu": gpu,
+        "gpu_kernels": gpu_kernels,
+    },
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
     "docs/training.md": {"other_start": other_start},
 }

@@ -1,15 +1,10 @@
-"""What every test shares: seeded torch, no models of the user's, and this folder on the path for `random_weights`."""
+"""What every test shares: seeded torch, and this folder on the path for `random_weights`."""
 
-import atexit
 import os
-import shutil
 import sys
-import tempfile
 
 import pytest
 
-os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="cmtvision-tests-")  # before anything imports our models
-atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], True)
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`; a make that a test starts is nobody's child
     os.environ.pop(_name, None)
 

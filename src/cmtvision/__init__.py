@@ -1,7 +1,7 @@
 """cmtvision: CMT (CNN meets vision transformer), exact to the paper and native to timm.
 
 Importing this package makes every model of ours known to timm, whichever of the two is imported first, and costs
-nothing until timm is there: registration waits for ``timm.models`` (docs/decisions.md, "One import, two speeds").
+nothing until timm is imported: registration waits for ``timm.models`` (docs/decisions.md, "One import, two speeds").
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ from wrapt import register_post_import_hook
 if TYPE_CHECKING:
     from cmtvision.artefact import Prediction, Predictor, load
     from cmtvision.deploy import export, verify
-    from cmtvision.engine.evaluate import evaluate
+    from cmtvision.engine.evaluation.evaluate import evaluate
     from cmtvision.engine.fit import fit
     from cmtvision.models import create_model, list_models
 

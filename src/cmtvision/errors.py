@@ -22,10 +22,10 @@ class ExportError(CmtvisionError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line that an error says, shortened; 'no reason given' for one that says nothing."""
+    """The first line that of an error's message, shortened; 'no reason given' if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:300]
 
 
 def one_line(error: Exception) -> str:
-    """Why something failed, in a line: our own message as it is, another one behind the error's name."""
+    """Why something failed, in one line: our own messages unchanged, others prefixed with the error's name."""
     return first_line(error) if isinstance(error, CmtvisionError) else f"{type(error).__name__}: {first_line(error)}"

@@ -1,8 +1,8 @@
-"""What this process may use of its machine, read from the system: processors, memory, instructions.
+"""The resources this process may use, read from the system: processors, memory, instructions.
 
-A container or a batch queue bounds a process by its affinity and by control groups (cgroup v1 and v2). A group's limit
+A container or a batch queue limits a process by its affinity and by control groups (cgroup v1 and v2). A group's limit
 holds for the groups in it too, so all of them up to the root count, and the tightest one decides. PyTorch, OpenMP and
-the process pools of Python know the affinity only.
+Python's process pools respect the affinity only.
 """
 
 import os
@@ -43,7 +43,7 @@ def default_threads() -> int:
 
 
 def cpu_quota() -> int | None:
-    """Processors' worth of time that the control groups allow, rounded up; None where nothing bounds it."""
+    """Processors' worth of time that the control groups allow, rounded up; None if nothing limits it."""
     found = []
     for group in _groups("cpu"):
         quota, _, period = _read(group / "cpu.max").partition(" ")  # v2: "100000 100000" or "max 100000"

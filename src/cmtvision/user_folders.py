@@ -1,4 +1,4 @@
-"""Where a user's files are: home and cache folder, also where there is none.
+"""Where a user's files are: home and cache folder, also if there is none.
 
 A container that runs as a bare number (``docker run -u 12345``) has no entry in passwd, often no HOME, and may not
 write to what it has. Downloads and indices are then kept in a folder of its own among the temporary files.

@@ -10,8 +10,8 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2
 
-from cmtvision.models.ceit import NETWORKS, Block, CeiT
-from cmtvision.models.leff import LocallyEnhancedFFN
+from cmtvision.models.peers.ceit import NETWORKS, Block, CeiT
+from cmtvision.models.peers.leff import LocallyEnhancedFFN
 from random_weights import randomise
 
 NAMES = [*NETWORKS, "ceit_tiny_patch16_384", "ceit_small_patch16_384"]
@@ -53,7 +53,7 @@ def test_description_matches_what_comes_out(name: str) -> None:
 
 
 def test_gradient_reaches_every_parameter() -> None:
-    """All get one; the LeFF behind the last class token that is looked at gets zero, as in the paper's network."""
+    """All get one; the LeFF after the last class token that is looked at gets zero, as in the paper's network."""
     found = gradients(tiny().train(), images())
     assert not [name for name, grad in found.items() if grad is None or not torch.isfinite(grad).all()]
     dead = {name for name, grad in found.items() if grad.abs().max() == 0}

@@ -23,6 +23,7 @@ EACH = [
 ]
 # one of each kind: larger variants differ in numbers only, and take minutes more
 KINDS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ("cmt_nano", "cmt_ti_kecam")]
+ONE_EACH = (1, 1, 1, 1)  # blocks of a stage: what compiles one compiles twelve, in a twelfth of the time
 # scripting and tracing are deprecated in PyTorch, and still what many users and timm's own tests do
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*deprecated.*:UserWarning"
@@ -43,6 +44,7 @@ def agree(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_export_of_a_fixed_size(name: str) -> None:
     model = build(name)
@@ -51,6 +53,7 @@ def test_export_of_a_fixed_size(name: str) -> None:
     agree(program.module()(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_export_with_dynamic_batch(name: str) -> None:
     model = build(name)
@@ -64,7 +67,7 @@ def test_export_with_dynamic_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti_kecam"])
 def test_export_with_dynamic_size(name: str) -> None:
     """Height and width as multiples of 32, free; the tables are resampled inside the exported program."""
-    model = build(name)
+    model = build(name, depths=ONE_EACH)
     height, width = torch.export.Dim("h", min=2, max=40), torch.export.Dim("w", min=2, max=40)
     program = torch.export.export(model, (images(model, (96, 128)),), dynamic_shapes=({2: 32 * height, 3: 32 * width},))
     for size in ((64, 64), (160, 96), (96, 128)):
@@ -83,7 +86,7 @@ def test_compile_in_one_graph(name: str) -> None:
 def test_compiled_model_sees_a_second_size() -> None:
     """One graph a size: with dynamic=True or left to itself, torch.compile works too but reasons for a minute."""
     torch.compiler.reset()
-    model = build("cmt_nano")
+    model = build("cmt_nano", depths=ONE_EACH)
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     for size in ((32, 32), (64, 32), (50, 75)):
         agree(compiled(images(model, size)), model(images(model, size)))
@@ -93,7 +96,7 @@ def test_compiled_model_sees_a_second_size() -> None:
 @pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti_kecam"])
 def test_compile_training_step(name: str) -> None:
     torch.compiler.reset()
-    model = build(name, img_size=64, drop_rate=0.0).train()
+    model = build(name, img_size=64, drop_rate=0.0, depths=ONE_EACH).train()
     reference = copy.deepcopy(model)
     x = images(model)
     loss = torch.compile(model, fullgraph=True, backend="aot_eager")(x).square().mean()
@@ -109,7 +112,7 @@ def test_compile_training_step(name: str) -> None:
 @pytest.mark.slow
 def test_compile_with_checkpointing() -> None:
     torch.compiler.reset()
-    model = build("cmt_nano", drop_rate=0.0).train()
+    model = build("cmt_nano", drop_rate=0.0, depths=ONE_EACH).train()
     reference = copy.deepcopy(model)
     model.set_grad_checkpointing()
     x = images(model)
@@ -125,7 +128,7 @@ def test_compile_with_checkpointing() -> None:
 @pytest.mark.filterwarnings("ignore")  # inductor's own
 def test_compile_with_inductor() -> None:
     torch.compiler.reset()
-    model = build("cmt_nano")
+    model = build("cmt_nano", depths=ONE_EACH)
     agree(torch.compile(model, fullgraph=True)(images(model)), model(images(model)))
 
 

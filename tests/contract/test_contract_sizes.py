@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from networks import CMTS, LARGER
 
 from cmtvision.models.cmt import CMT
-from cmtvision.models.padding import pad_to_multiple
+from cmtvision.models.cmt.padding import pad_to_multiple
 from random_weights import randomise
 
 FAST = ("cmt_nano", "cmt_ti")

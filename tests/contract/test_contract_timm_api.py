@@ -13,7 +13,8 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
 from cmtvision.models import VARIANTS
 from cmtvision.models.cmt import CMT
-from cmtvision.models.lmhsa import PositionBias
+from cmtvision.models.cmt.position import PositionBias
+from cmtvision.models.ladder.parts import build
 from random_weights import randomise
 
 VARIANT_NAMES = CMTS
@@ -25,7 +26,7 @@ STRIDES = [4, 8, 16, 32]
 def tiny(**kwargs: Any) -> CMT:
     """A network of the same blocks, small enough for every question."""
     sizes = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "stem_width": 8, "head_width": 48, "mlp_ratio": 2.0}
-    model = CMT(**{"img_size": 64, "num_classes": 5, **sizes, **kwargs})
+    model = build(**{"img_size": 64, "num_classes": 5, **sizes, **kwargs})
     randomise(model)
     return model
 

@@ -10,8 +10,8 @@ import torch
 from official_files import filled_state, write_training_checkpoint
 
 from cmtvision.errors import CheckpointError, ConfigError
-from cmtvision.models.ceit import checkpoint_filter_fn
-from cmtvision.models.count import count, total
+from cmtvision.models.analysis.count import count, total
+from cmtvision.models.peers.ceit import checkpoint_filter_fn
 from random_weights import randomise
 
 LAYOUTS = json.loads((Path(__file__).parent / "ceit_layouts.json").read_text())

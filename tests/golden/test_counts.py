@@ -10,7 +10,7 @@ from torch import nn
 
 import cmtvision  # noqa: F401  # registers the models
 from cmtvision.errors import ConfigError
-from cmtvision.models.count import OTHER, count, total
+from cmtvision.models.analysis.count import OTHER, count, total
 
 GOLDEN = json.loads((Path(__file__).parent / "counts.json").read_text())
 VARIANTS = [name for name in GOLDEN if name.startswith("cmt_")]

@@ -12,7 +12,7 @@ import torch
 from official_files import HERE, SIZES, filled_state, image, layout, write_training_checkpoint
 
 from cmtvision.models import VARIANTS
-from cmtvision.models.lmhsa import resample_bias_grid
+from cmtvision.models.cmt.position import resample_bias_grid
 from cmtvision.weights.files import read_state_dict
 from cmtvision.weights.official import from_official, to_official
 
@@ -226,7 +226,7 @@ def test_features_of_a_released_file(released_file: Path) -> None:
 
 @pytest.mark.parametrize("rel_pos", ["stage", "block", "none"])
 def test_native_state_dict_passes_the_filter_unchanged(rel_pos: str) -> None:
-    from cmtvision.models.cmt import checkpoint_filter_fn
+    from cmtvision.models.cmt.cmt import checkpoint_filter_fn
 
     model = timm.create_model("cmt_nano", rel_pos=rel_pos, num_classes=0)
     state = model.state_dict()

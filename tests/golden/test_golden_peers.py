@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-from cmtvision.models.count import count, total
-from cmtvision.models.peers import SYSTEMS
+from cmtvision.models.analysis.count import count, total
+from cmtvision.models.peers.systems import SYSTEMS
 
 PARAMETERS = {
     "vit_tiny_patch16_224": 5_717_416,

@@ -17,11 +17,11 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from cmtvision.data import EpochSampler, Preprocess
-from cmtvision.data.augment import mixer, train_transform
-from cmtvision.engine.ema import EmaCallback
+from cmtvision.data.training.augment import mixer, train_transform
+from cmtvision.engine.callbacks.ema import EmaCallback
 from cmtvision.engine.optim import build_optimizer, build_scheduler, lr_curve, peak_lr, step_epoch
-from cmtvision.models.count import count, total
-from cmtvision.models.lmhsa import PositionBias
+from cmtvision.models.analysis.count import count, total
+from cmtvision.models.cmt.position import PositionBias
 from cmtvision.recipe import load_recipe
 
 IMAGENET = 1_281_167

@@ -8,11 +8,12 @@ import torch
 
 from cmtvision.errors import ConfigError
 from cmtvision.models import build_shapes_only, create_model
+from cmtvision.models.analysis.count import count, total
 from cmtvision.models.cmt import CMT
-from cmtvision.models.count import count, total
-from cmtvision.models.irffn import InvertedResidualFFN
+from cmtvision.models.cmt.irffn import InvertedResidualFFN
+from cmtvision.models.cmt.lpu import LocalPerceptionUnit
 from cmtvision.models.ladder import LACKING, RUNGS, SIZES, ladder
-from cmtvision.models.lpu import LocalPerceptionUnit
+from cmtvision.models.ladder.parts import FFNWithoutShortcut, build
 from random_weights import randomise
 
 SMALL = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "stem_width": 8, "head_width": 48, "mlp_ratio": 2.0}
@@ -65,9 +66,8 @@ def test_each_rung_brings_its_idea_and_keeps_those_below() -> None:
     def has(rung: str, kind: type) -> bool:
         return any(isinstance(module, kind) for module in rungs[rung].modules())
 
-    from cmtvision.models.absolute_position import PositionEmbedding
-    from cmtvision.models.lmhsa import PositionBias
-    from cmtvision.models.stem import Stem
+    from cmtvision.models.cmt.position import PositionBias, PositionEmbedding
+    from cmtvision.models.cmt.stem import Stem
 
     assert [has(rung, Stem) for rung in RUNGS] == [False, True, True, True, True, True]
     assert [has(rung, CMT) for rung in RUNGS] == [False, False, True, True, True, True]
@@ -94,21 +94,21 @@ def test_rung_learns_in_every_parameter(name: str) -> None:
 @pytest.mark.parametrize("rung", ["2_stages", "3_lpu", "4_lmhsa"])
 def test_rungs_resize_like_cmt(rung: str) -> None:
     """Weights of one size load at another; a nominal size of the network's own changes no logit."""
-    old = CMT(img_size=64, num_classes=5, **SMALL, **LACKING[rung]).eval()
+    old = build(img_size=64, num_classes=5, **SMALL, **LACKING[rung]).eval()
     randomise(old)
     x = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     expected = old(x)
-    resized = CMT(img_size=64, num_classes=5, **SMALL, **LACKING[rung]).eval()
+    resized = build(img_size=64, num_classes=5, **SMALL, **LACKING[rung]).eval()
     resized.load_state_dict(old.state_dict())
     resized.set_input_size((96, 64))
     assert torch.allclose(resized(x), expected, atol=1e-5)
 
 
 def test_filter_resamples_the_absolute_embedding() -> None:
-    from cmtvision.models.filter import checkpoint_filter_fn
+    from cmtvision.models.cmt.checkpoint import checkpoint_filter_fn
 
-    small = CMT(img_size=64, num_classes=5, **SMALL, abs_pos=True)
-    large = CMT(img_size=96, num_classes=5, **SMALL, abs_pos=True)
+    small = build(img_size=64, num_classes=5, **SMALL, abs_pos=True)
+    large = build(img_size=96, num_classes=5, **SMALL, abs_pos=True)
     randomise(small)
     large.load_state_dict(checkpoint_filter_fn(small.state_dict(), large))
     x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -116,9 +116,9 @@ def test_filter_resamples_the_absolute_embedding() -> None:
 
 
 def test_absolute_embedding_tells_positions_apart_and_is_not_decayed() -> None:
-    model = CMT(img_size=64, num_classes=5, **SMALL, lpu=False, rel_pos="none", abs_pos=True).eval()
+    model = build(img_size=64, num_classes=5, **SMALL, lpu=False, rel_pos="none", abs_pos=True).eval()
     assert model.no_weight_decay() == {"stages.0.position_embedding.table"}
-    assert CMT(img_size=64, **SMALL).no_weight_decay() == set()
+    assert build(img_size=64, **SMALL).no_weight_decay() == set()
     flat = torch.zeros(1, 8, 16, 16)
     assert model.stages[0].position_embedding(flat).std() > 0
 
@@ -130,7 +130,7 @@ def test_absolute_embedding_tells_positions_apart_and_is_not_decayed() -> None:
 )
 def test_each_option_changes_what_is_computed(options: dict[str, object]) -> None:
     """With all shared weights equal, leaving an idea out gives other logits: no option is ignored."""
-    whole, without = (CMT(img_size=64, num_classes=5, **SMALL, **given).eval() for given in ({}, options))
+    whole, without = (build(img_size=64, num_classes=5, **SMALL, **given).eval() for given in ({}, options))
     randomise(whole)
     shared = whole.state_dict()
     kept = {n: shared[n] if n in shared and shared[n].shape == v.shape else v for n, v in without.state_dict().items()}
@@ -140,15 +140,15 @@ def test_each_option_changes_what_is_computed(options: dict[str, object]) -> Non
 
 
 def test_layer_norm_leaves_no_batch_norm() -> None:
-    model = CMT(img_size=64, **SMALL, norm="layer")
+    model = build(img_size=64, **SMALL, norm="layer")
     assert not [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
 
 
 def test_shortcut_is_the_identity_around_the_depthwise_convolution() -> None:
     """In training and in evaluation: with the kernel zero, only the shortcut passes anything on."""
     for training in (True, False):
-        for shortcut in (True, False):
-            ffn = InvertedResidualFFN(4, 8, shortcut=shortcut).train(training)
+        for kind, shortcut in ((InvertedResidualFFN, True), (FFNWithoutShortcut, False)):
+            ffn = kind(4, 8).train(training)
             torch.nn.init.zeros_(ffn.conv.weight)
             torch.nn.init.zeros_(ffn.conv.bias)
             seen = []
@@ -167,7 +167,7 @@ def test_shortcut_is_the_identity_around_the_depthwise_convolution() -> None:
 )
 def test_options_that_make_no_sense_are_named(options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        CMT(**{**SMALL, **options})
+        build(**{**SMALL, **options})
 
 
 def test_misspelt_rung_gets_a_suggestion() -> None:

@@ -1,6 +1,7 @@
 """The Triton kernels on a GPU: values, gradients, types, whole networks, torch.compile, and what "auto" chooses.
 
-Run where there is one: pytest tests/gpu. The same mathematics in Triton's interpreter: tests/unit/test_kernels.py.
+Run where there is one: pytest tests/gpu. The same mathematics in Triton's interpreter:
+tests/unit/models/test_kernels.py.
 """
 
 import copy
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import cmtvision  # noqa: F401  # registers the models
-from cmtvision.models.kernels import choices, depthwise_by_kernel, forget_choices, use_kernels
+from cmtvision.models.accelerate import accelerate
+from cmtvision.models.accelerate.kernels import choices, depthwise_by_kernel, forget_choices, use_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,8 +46,10 @@ def compare(function: Any, plain: Any, inputs: list[torch.Tensor], dtype: torch.
     for a, b in zip(ours, [again, *torch.autograd.grad(again, inputs, gradient)], strict=True):
         assert torch.equal(a, b)
     theirs = [exact, *torch.autograd.grad(exact, exact_inputs, gradient.double())]
+    largest = max(float(one.detach().abs().max()) for one in theirs)
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        difference = float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max())
+        scale = max(float(b.detach().abs().max()), 0.1 * largest)  # with one key, some gradients are zero
+        difference = float((a.detach().double() - b.detach()).abs().max()) / scale
         assert difference <= TOLERANCES[dtype], f"{number}: {difference}"
 
 
@@ -56,7 +60,7 @@ def vector(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(8, 256, 56, 56), (3, 165, 40, 41), (16, 2048, 7, 7), (2, 46, 13, 9), (1, 3, 1, 1)])
 def test_depthwise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    from cmtvision.models.kernels.depthwise import depthwise
+    from cmtvision.models.accelerate.kernels.depthwise import depthwise
 
     def plain(x: Any, w: Any, b: Any, s: Any, t: Any) -> torch.Tensor:
         z = F.conv2d(x, w, b, padding=1, groups=w.shape[0]) + x
@@ -80,7 +84,7 @@ def test_depthwise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
      (2, 1, 500, 256, 64), (1, 3, 5, 1, 32)],
 )  # fmt: skip
 def test_attention(B: int, h: int, N: int, M: int, d: int, dtype: torch.dtype) -> None:
-    from cmtvision.models.kernels.attention import attention
+    from cmtvision.models.accelerate.kernels.attention import attention
 
     def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return (q @ k.transpose(-2, -1) * d**-0.5 + bias).softmax(-1) @ v
@@ -97,9 +101,20 @@ def step(model: nn.Module, images: torch.Tensor, run: Any = None) -> tuple[torch
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    model = timm.create_model(name, num_classes=10, drop_rate=0.0).train().cuda().to(memory_format=torch.channels_last)
+    model = accelerate(timm.create_model(name, num_classes=10, drop_rate=0.0)).train()
+    model.cuda().to(memory_format=torch.channels_last)
     side = timm.get_pretrained_cfg(name).input_size[-1]
     return model, torch.randn(4, 3, side, side, device="cuda").contiguous(memory_format=torch.channels_last)
+
+
+def assert_gradients_agree(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The bias before a BatchNorm, or of the keys, has rounding errors for a gradient: the others set its scale."""
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for key, gradient in gradients.items():
+        atol = 2e-3 * float(expected[key].abs().max()) + 1e-5 * largest
+        torch.testing.assert_close(
+            gradient, expected[key], rtol=1e-2, atol=atol, msg=lambda said, key=key: f"{key}: {said}"
+        )
 
 
 @pytest.mark.parametrize("name", ["cmt_nano", "cmt_ti", "cmt_s", "cmt_b"])
@@ -111,9 +126,7 @@ def test_a_network_with_and_without(name: str) -> None:
     with use_kernels("on"):
         logits, gradients = step(model, images)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-    for key, gradient in gradients.items():
-        atol = 2e-3 * float(expected_gradients[key].abs().max()) + 1e-6
-        torch.testing.assert_close(gradient, expected_gradients[key], rtol=1e-2, atol=atol, msg=key)
+    assert_gradients_agree(gradients, expected_gradients)
     with torch.inference_mode(), use_kernels("on"):
         ours = model.eval()(images)
     with torch.inference_mode(), use_kernels("off"):
@@ -131,9 +144,7 @@ def test_compiled_network_has_the_kernels() -> None:
     with use_kernels("on"):
         logits, gradients = step(model, images, torch.compile(model, fullgraph=True, dynamic=False))
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-    for key, gradient in gradients.items():
-        atol = 2e-3 * float(expected_gradients[key].abs().max()) + 1e-6
-        torch.testing.assert_close(gradient, expected_gradients[key], rtol=1e-2, atol=atol, msg=key)
+    assert_gradients_agree(gradients, expected_gradients)
 
 
 def test_auto_measures_each_shape_once_and_takes_the_faster() -> None:
@@ -158,7 +169,7 @@ def test_auto_leaves_nchw_maps_alone() -> None:
 
 def test_more_elements_than_int32_counts() -> None:
     """Offsets are 64 bits wide: the last image of a map of more than 2^31 values."""
-    from cmtvision.models.kernels.depthwise import depthwise
+    from cmtvision.models.accelerate.kernels.depthwise import depthwise
 
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("needs 12 GiB")

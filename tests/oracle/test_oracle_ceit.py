@@ -11,10 +11,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cmtvision.models.ceit import CeiT
-from cmtvision.models.i2t import ImageToTokens
-from cmtvision.models.lca import LayerwiseClassAttention
-from cmtvision.models.leff import LocallyEnhancedFFN
+from cmtvision.models.peers.ceit import CeiT
+from cmtvision.models.peers.i2t import ImageToTokens
+from cmtvision.models.peers.lca import LayerwiseClassAttention
+from cmtvision.models.peers.leff import LocallyEnhancedFFN
 
 Weights = dict[str, Tensor]
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from cmtvision.models.cmt import CMT, FinalConv
-from cmtvision.models.irffn import InvertedResidualFFN
-from cmtvision.models.lmhsa import LightweightAttention, PositionBias, resample_bias_grid
-from cmtvision.models.lpu import LocalPerceptionUnit
-from cmtvision.models.stage import Block, Downsample, Stage
-from cmtvision.models.stem import Stem
+from cmtvision.models.cmt.cmt import CMT, FinalConv
+from cmtvision.models.cmt.irffn import InvertedResidualFFN
+from cmtvision.models.cmt.lmhsa import LightweightAttention
+from cmtvision.models.cmt.lpu import LocalPerceptionUnit
+from cmtvision.models.cmt.position import PositionBias, resample_bias_grid
+from cmtvision.models.cmt.stage import Block, Downsample, Stage
+from cmtvision.models.cmt.stem import Stem
 from random_weights import randomise
 
 TOLERANCE = 1e-5
@@ -147,7 +148,7 @@ def test_whole_network(size: tuple[int, int], rel_pos: str) -> None:
 
 
 def test_eps_of_the_norms() -> None:
-    """1e-5 behind a stage's convolution, 1e-6 in the blocks; at a variance of about 1e-6 the difference is large."""
+    """1e-5 after a stage's convolution, 1e-6 in the blocks; at a variance of about 1e-6 the difference is large."""
     x = image(1, 8, 4, 4) * 1e-3
     downsample = ready(Downsample(8, 8))
     block = ready(Block(8, LightweightAttention(8, 2), InvertedResidualFFN(8, 16)))

@@ -7,9 +7,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmtvision.models.cmt import CMT
-from cmtvision.models.irffn import InvertedResidualFFN
-from cmtvision.models.lmhsa import LightweightAttention, PositionBias
-from cmtvision.models.lpu import LocalPerceptionUnit
+from cmtvision.models.cmt.irffn import InvertedResidualFFN
+from cmtvision.models.cmt.lmhsa import LightweightAttention
+from cmtvision.models.cmt.lpu import LocalPerceptionUnit
+from cmtvision.models.cmt.position import PositionBias
 
 TINY = {"img_size": 64, "dims": (16, 24, 32, 48), "depths": (1, 2, 3, 2), "stem_width": 8, "head_width": 40}
 

@@ -42,13 +42,14 @@ def tear(_, path, *__):
 def main(kind, number, words):
     import pytorch_lightning as pl
 
-    from cmtvision.engine import callbacks, checkpoints
+    from cmtvision.engine import checkpoints
+    from cmtvision.engine.callbacks import checkpoint, held_out
     from cmtvision.engine.module import TrainingModule
 
     if kind == "step":
         at_the(number, TrainingModule, "training_step")
     elif kind == "validation":
-        original = callbacks.network_forward
+        original = held_out.network_forward
 
         def forward_that_dies(*args):
             class Holder:
@@ -60,7 +61,7 @@ def main(kind, number, words):
             return Holder.run
 
         forward_that_dies.calls = 0
-        callbacks.network_forward = forward_that_dies
+        held_out.network_forward = forward_that_dies
     elif kind in ("writing", "written"):
         original_save = pl.Trainer.save_checkpoint
         count = 0
@@ -88,7 +89,7 @@ def main(kind, number, words):
                 return super().replace(target)
 
         wanted = checkpoints.save_checkpoint
-        callbacks.save_checkpoint = lambda out, save, processes: wanted(DyingPath(out), save, processes)
+        checkpoint.save_checkpoint = lambda out, save, processes: wanted(DyingPath(out), save, processes)
     from cmtvision.cli import main as command
 
     return command(words)

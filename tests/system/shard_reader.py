@@ -13,7 +13,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from cmtvision.data import EpochSampler, Preprocess, group_numbers, read_dataset
-from cmtvision.data.images import ImageDataset
+from cmtvision.data.training.dataset import ImageDataset
 
 EPOCH = 2
 BATCH = 4

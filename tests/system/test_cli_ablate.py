@@ -36,7 +36,7 @@ def test_a_study_ends_in_a_table_grows_is_stopped_and_never_trains_twice(photos,
     while not list(study.glob("runs/*/seed-1/metrics.csv")):
         assert time.monotonic() < until
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)  # in or behind the last epoch of a run: that run is finished, the next not begun
+    process.send_signal(signal.SIGINT)  # in or after the last epoch of a run: that run is finished, the next not begun
     said = process.communicate(timeout=200)[1].splitlines()[-1]
     assert process.returncode == 130, said
     assert re.match(r"stopped with \d+ of 12 trainings over; go on with: cmtvision ablate ", said)

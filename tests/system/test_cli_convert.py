@@ -83,6 +83,7 @@ def test_averaged_weights_are_chosen_on_request(tmp_path):
         assert_same(wanted, read_state_dict(target))
 
 
+@pytest.mark.slow
 def test_what_is_no_network_of_ours_or_not_whole_is_refused_before_writing(tmp_path):
     state = released("cmt_nano")
     lacking = {key: value for key, value in state.items() if key != "_bn.weight"}
@@ -117,7 +118,7 @@ def test_the_command_names_the_variant_and_overwrites_only_when_told(tmp_path):
     done = run_cli("convert", "a.pth", "b.safetensors", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "cmt_nano"
-    assert_one_error(run_cli("convert", "a.pth", "b.safetensors", cwd=tmp_path), "is there already", "--overwrite")
+    assert_one_error(run_cli("convert", "a.pth", "b.safetensors", cwd=tmp_path), "already exists", "--overwrite")
     assert_one_error(run_cli("convert", "a.pth", "b.bin", cwd=tmp_path), "name it .safetensors or .pth")
     assert_one_error(run_cli("convert", "gone.pth", "c.pth", cwd=tmp_path), "gone.pth: no such file")
 
@@ -126,7 +127,8 @@ def test_a_run_of_a_network_with_options_is_known_by_what_it_says_of_itself(tmp_
     options = {"lpu": False, "dims": [16, 32, 48, 80], "num_heads": [1, 2, 3, 5]}
     model = timm.create_model("cmt_nano", num_classes=2, **options)
     contract = Preprocess.from_timm(resolve_model_data_config(model))
-    write_artefact(tmp_path / "run", Artefact(model, "cmt_nano", {"in_chans": 3, **options}, ["a", "b"], contract))
+    artefact = Artefact("cmt_nano", {"in_chans": 3, **options}, ["a", "b"], contract, model=model)
+    write_artefact(tmp_path / "run", artefact)
     done = convert_weights(tmp_path / "run", tmp_path / "net.pth")
     assert (done.model, done.layout) == ("cmt_nano", "native")  # no released network has such a layout
     assert_same(read_state_dict(tmp_path / "net.pth"), model.state_dict())

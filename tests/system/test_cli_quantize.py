@@ -30,7 +30,7 @@ def test_quantize_the_runs_own_model(trained, photos, tmp_path):
     assert sorted(file.name for file in out.iterdir())[:2] == ["model.json", "model.onnx"]
     again = run_cli("quantize", run, data, *options, cwd=tmp_path)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     measured = run_cli("eval", out, data, "--json", cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["top1_correct"] == found["accuracy"]["after"]

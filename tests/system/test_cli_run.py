@@ -61,7 +61,7 @@ def test_evaluation_repeats_what_training_measured(trained, mixed_photos, tmp_pa
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert len(rows) == found["num_images"]
     assert sum(row["label"] == row["predicted"] for row in rows) == found["top1_correct"]
-    assert_one_error(run_cli("eval", run, mixed_photos, "--csv", file, cwd=tmp_path), "is there already", "--overwrite")
+    assert_one_error(run_cli("eval", run, mixed_photos, "--csv", file, cwd=tmp_path), "already exists", "--overwrite")
 
     paths = "".join(f"{row['path']}\n" for row in rows)
     predicted = run_cli("predict", run, "-", "--csv", "--top", "1", stdin=paths.encode(), cwd=tmp_path)

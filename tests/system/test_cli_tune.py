@@ -113,7 +113,7 @@ def test_lr_find_prints_what_to_set_and_draws_it(suffix, photos, tmp_path):
     drawn = plot.read_bytes()
     assert b"suggested" in drawn if suffix == ".svg" else drawn.startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([plot.name, "sweep.csv"])
-    assert_one_error(run_cli(*words, cwd=tmp_path), "is there already", "--overwrite")
+    assert_one_error(run_cli(*words, cwd=tmp_path), "already exists", "--overwrite")
     said = run_cli(*words, "--overwrite", cwd=tmp_path).stdout
     assert f"--set optim.lr={found['optim_lr']:.2g}" in said
 

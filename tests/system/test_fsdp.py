@@ -14,11 +14,11 @@ import torch
 from cli_process import run_cli
 
 from cmtvision.engine import fit
-from cmtvision.engine.ema import EmaCallback
-from cmtvision.engine.fsdp import check_sharding, local
+from cmtvision.engine.callbacks.ema import EmaCallback
+from cmtvision.engine.callbacks.stopping import TrainingInterrupted
+from cmtvision.engine.distributed.fsdp import check_sharding, local
+from cmtvision.engine.distributed.processes import Processes
 from cmtvision.engine.module import TrainingModule
-from cmtvision.engine.processes import Processes
-from cmtvision.engine.stopping import TrainingInterrupted
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import load_recipe
 from cmtvision.weights import read_state_dict
@@ -129,7 +129,7 @@ def test_what_cannot_be_spread_is_one_clear_line(setting, pattern):
 
 
 def _work(photos, out, *chosen):
-    """What each process of the third test does: train, and look at what it holds behind each epoch."""
+    """What each process of the third test does: train, and look at what it holds after each epoch."""
 
     def look(row):
         found = [one for one in gc.get_objects() if type(one) in (TrainingModule, EmaCallback)]

@@ -58,6 +58,7 @@ BASE = declared(PROJECT["dependencies"])
 DISTRIBUTIONS = packages_distributions()
 OWN_MODULES = {
     "cmtvision",
+    "cmtvision_preprocess",  # what a bundle calls our preprocessing
     *(file.stem for folder in ("tests", "benchmarks") for file in ROOT.glob(f"{folder}/**/*.py")),
 }
 OURS = {name: names for name, names in EXTRAS.items() if name not in ("all", "dev")}
@@ -113,7 +114,8 @@ def test_what_the_source_imports_is_declared():
 
 
 def test_what_an_extra_brings_is_imported_only_inside_functions():
-    bundled = SOURCE / "deploy" / "bundle_files"  # leaves the house with an export, and is a program of its own there
+    # leaves the house with an export, and is a program of its own there
+    bundled = SOURCE / "deploy" / "bundling" / "bundle_files"
     early = [
         one
         for name, imports in imported_below(SOURCE).items()
@@ -126,7 +128,7 @@ def test_what_an_extra_brings_is_imported_only_inside_functions():
 @pytest.mark.parametrize("where", ["cmtvision", *OURS])
 def test_nothing_is_declared_that_is_not_used(where):
     packages = imported_below(SOURCE)
-    loggers = (SOURCE / "engine" / "tracking.py").read_text(encoding="utf-8")
+    loggers = (SOURCE / "engine" / "callbacks" / "tracking.py").read_text(encoding="utf-8")
     through = {name for name, logger in THROUGH_LIGHTNING.items() if f"{logger}(" in loggers}
     unused = (BASE if where == "cmtvision" else EXTRAS[where]) - set(packages) - through
     assert not unused
@@ -189,11 +191,26 @@ def test_the_extra_that_a_message_names_brings_what_was_missing():
 
 
 def test_extras_that_are_named_by_a_variable_bring_what_was_missing():
-    from cmtvision.bench.forms import EXPORTS
-    from cmtvision.engine.tracking import _BUILDERS
+    from cmtvision.bench.runtimes import EXPORTS
+    from cmtvision.engine.callbacks.tracking import _BUILDERS
 
     for runtime, modules in EXPORTS.items():
         assert {third_party(module) for module in modules} <= EXTRAS.get(runtime, set())
     assert set(_BUILDERS) == {"tensorboard"} | EXTRAS["track"]
     for extra in ("onnx", "openvino"):  # what deploy.onnx_file.require_onnx names
         assert {third_party(module) for module in ("onnx", "onnxscript", "ml_dtypes")} <= EXTRAS[extra]
+
+
+def test_openvino_and_nncf_are_imported_where_their_telemetry_is_turned_off():
+    places = set()
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            here = file.relative_to(SOURCE).as_posix()
+            places |= {(here, name) for name in names if name.partition(".")[0] in ("openvino", "nncf")}
+    assert places == {
+        ("artefact/runtimes/openvino.py", "openvino"), ("deploy/quantizing/quantize_openvino.py", "nncf"),
+        # of an OpenVINO that is in memory
+        ("deploy/quantizing/quantize_openvino.py", "openvino._offline_transformations"),
+    }  # fmt: skip

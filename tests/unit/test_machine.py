@@ -187,11 +187,12 @@ def in_group(tasks, script):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_real_group_of_one_processor(real_group):
     script = """
 import json
 from cmtvision import machine
-from cmtvision.artefact.runtime_torch import set_threads
+from cmtvision.artefact.runtimes.torch import set_threads
 from cmtvision.engine.batch_size import free_bytes
 from cmtvision.engine.loaders import _workers
 from cmtvision.recipe import DataSection

@@ -1,6 +1,5 @@
 """Importing the package: models are known to timm in whatever order, and nothing heavy is imported too early."""
 
-import json
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
@@ -27,18 +27,6 @@ def test_models_are_registered_in_either_order(imports):
     assert done.stdout.strip() == str(names), done.stderr
 
 
-@pytest.mark.parametrize("imports", ["import cmtvision, timm", "import timm, cmtvision"])
-def test_a_model_that_the_user_named_is_known_in_either_order_too(imports, tmp_path, monkeypatch):
-    """It is registered while timm itself is still being imported."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    folder = tmp_path / "cmtvision" / "models"
-    folder.mkdir(parents=True)
-    card = {"format": 1, "base": "cmt_nano", "input_size": 32, "options": {"depths": [1, 1, 1, 1]}}
-    (folder / "my_small_cmt.json").write_text(json.dumps(card))
-    done = python(f"{imports}; print(len(timm.create_model('my_small_cmt').stages[2].blocks))")
-    assert (done.stdout.strip(), done.stderr) == ("1", "")
-
-
 def test_the_bare_import_is_light():
     done = python(
         "import cmtvision, sys; print([m for m in ('torch', 'timm', 'numpy', 'pydantic') if m in sys.modules])"
@@ -46,6 +34,7 @@ def test_the_bare_import_is_light():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_public_names_come_from_their_homes():
     done = python(
         "import cmtvision; from cmtvision.engine import fit\n"

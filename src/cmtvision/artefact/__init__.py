@@ -1,4 +1,4 @@
-"""The one thing that training writes and everything else opens: weights or an export, beside model.json."""
+"""The one thing that training writes and everything else opens: weights or an export, next to model.json."""
 
 from cmtvision.artefact.card import Card
 from cmtvision.artefact.files import Artefact, read_artefact, write_artefact, write_export_card

@@ -1,7 +1,7 @@
-"""model.json, the card of a model: all that is known of it but its weights. Nothing in it is executed.
+"""model.json, the card of a model: everything known about it except its weights. Nothing in it is executed.
 
-Format 1 is a network with one label a photo, beside model.safetensors. Format 2 is the same with task 'multi-label': a
-reader of format 1 knows no task and would turn such a model's logits into probabilities that add up to 1, so it must
+Format 1 is a network with one label per image, next to model.safetensors. Format 2 is the same with task 'multi-label':
+a reader of format 1 knows no task and would turn such a model's logits into probabilities that add up to 1, so it must
 refuse the file. Format 3 is an export: the files of a runtime in the place of the weights, and a block "export" that
 names them with their SHA-256.
 """
@@ -9,9 +9,12 @@ names them with their SHA-256.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.errors import CheckpointError, DataError
@@ -29,9 +32,11 @@ MAX_EXPORT_BYTES = 8_000_000_000
 MAX_EXPORT_FILES = 16
 MAX_NUMBER = 65_536
 MAX_VALUES = 1_000
+CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="ignore")  # of a card: a later version may say more
+Parsed = TypeVar("Parsed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class ExportBlock:
     """What a card says of an export.
 
@@ -52,7 +57,7 @@ class ExportBlock:
     runtime: RuntimeName
     file: str
     sha256: dict[str, str]
-    precision: str
+    precision: ExportPrecision
     img_size: tuple[int, int]
     opset: int | None = None
     preprocess_inside: bool = False
@@ -61,11 +66,6 @@ class ExportBlock:
     verification: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.runtime not in get_args(RuntimeName):
-            raise ValueError(f"export runtime {self.runtime!r}, expected one of {', '.join(get_args(RuntimeName))}")
-        if self.precision not in get_args(ExportPrecision):
-            known = ", ".join(get_args(ExportPrecision))
-            raise ValueError(f"export precision {self.precision!r}, expected one of {known}")
         for name in (self.file, *self.sha256):
             if not _is_plain(name):
                 raise ValueError(f"export file {name!r}, expected the plain name of a file beside {CARD_FILE}")
@@ -80,20 +80,8 @@ class ExportBlock:
 
     @classmethod
     def from_dict(cls, block: Mapping[str, Any]) -> "ExportBlock":
-        """From the JSON block. Raises KeyError, TypeError or ValueError where it makes no sense."""
-        height, width = (int(edge) for edge in block["img_size"])
-        return cls(
-            runtime=block["runtime"],
-            file=str(block["file"]),
-            sha256={str(name): str(value) for name, value in dict(block["sha256"]).items()},
-            precision=str(block["precision"]),
-            img_size=(height, width),
-            opset=None if block.get("opset") is None else int(block["opset"]),
-            preprocess_inside=bool(block.get("preprocess_inside", False)),
-            compiled=bool(block.get("compiled", False)),
-            instructions=tuple(map(str, block.get("instructions", ()))),
-            verification=None if block.get("verification") is None else dict(block["verification"]),
-        )
+        """From the JSON block. Raises ValueError where it makes no sense."""
+        return _validated(cls, block)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON block."""
@@ -114,7 +102,7 @@ class ExportBlock:
                 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Card:
     """A model without its weights: what an artefact and an export have in common.
 
@@ -139,6 +127,11 @@ class Card:
     export: ExportBlock | None = None
 
     @classmethod
+    def read(cls, folder: Path) -> "Card":
+        """The card in a folder. Raises CheckpointError where it is missing, torn, of a newer format, or senseless."""
+        return cls.from_dict(read_card(folder), folder / CARD_FILE)
+
+    @classmethod
     def from_dict(cls, card: Mapping[str, Any], where: str | Path = CARD_FILE) -> "Card":
         """From what model.json holds.
 
@@ -155,19 +148,16 @@ class Card:
             raise CheckpointError(
                 f"{where}: task {task!r} in format {card['format_version']}; take the file from the run again"
             )
+        exports = card["format_version"] == EXPORT_FORMAT
+        needed = ("architecture", "arguments", "classes", "preprocess", *(("export",) if exports else ()))
         try:
-            found = cls(
-                architecture=str(card["architecture"]),
-                arguments=_checked_arguments(dict(card["arguments"])),
-                classes=[str(name) for name in card["classes"]],
-                preprocess=Preprocess.from_dict(card["preprocess"]),
-                metrics=dict(card.get("metrics", {})),
-                provenance=dict(card.get("provenance", {})),
-                task=task,
-                export=ExportBlock.from_dict(card["export"]) if card["format_version"] == EXPORT_FORMAT else None,
-            )
-        except KeyError as error:
-            raise CheckpointError(f"{where}: {error} is missing; the file is not whole") from error
+            for name in needed:
+                if name not in card:
+                    raise ValueError(f"{name!r} is missing; the file is not whole")
+            preprocess = Preprocess.from_dict(card["preprocess"])
+            export = ExportBlock.from_dict(card["export"]) if exports else None
+            found = _validated(Card, {**card, "preprocess": preprocess, "export": export})
+            _check_arguments(found.arguments)
         except (AttributeError, TypeError, ValueError, DataError) as error:
             raise CheckpointError(f"{where}: {error}") from error
         if found.export is not None and found.export.img_size != found.preprocess.size:
@@ -241,11 +231,32 @@ def _writer(card: Mapping[str, Any]) -> str:
     )
 
 
-def _checked_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A network's arguments as a recipe can give them: plain values, or flat lists of them. Raises ValueError else.
+def _validated(kind: type[Parsed], values: Mapping[str, Any]) -> Parsed:
+    """A card, or a block of one, of its JSON. Raises ValueError, one line, where it makes no sense."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place, given, about = ".".join(map(str, first["loc"])), str(first["input"])[:60], first.get("ctx", {})
+        if first["type"] == "missing":
+            said = f"{place!r} is missing; the file is not whole"
+        elif first["type"] == "literal_error":
+            said = f"{place} {given!r}, expected one of {about['expected'].replace(chr(39), '')}"
+        elif first["type"] == "value_error":
+            said = str(about["error"])
+        else:
+            said = f"{place}: got {given}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise ValueError(said) from error
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    """Whether a network's arguments are such as a recipe can give: plain values, or flat lists of them.
 
     A card may come from anywhere. What names a source of weights would fetch it, and a number without bounds would
     fill the memory before anything could be compared with the weights beside the card.
+
+    Raises:
+        ValueError: they are not.
     """
     refused = loader_arguments(arguments)
     if refused:
@@ -258,7 +269,6 @@ def _checked_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"argument {key!r}: got {item}, expected at most {MAX_NUMBER:,}")
         if isinstance(value, list) and len(value) > MAX_VALUES:
             raise ValueError(f"argument {key!r}: {len(value)} values, expected at most {MAX_VALUES}")
-    return arguments
 
 
 def _is_plain(name: str) -> bool:

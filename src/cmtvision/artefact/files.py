@@ -3,22 +3,22 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cmtvision.artefact.card import CARD_FILE, Card, ExportBlock, Task, read_card, sha256_of
-from cmtvision.data.preprocess import Preprocess
+from cmtvision.artefact.card import CARD_FILE, CONFIG, Card, ExportBlock, Task, read_card, sha256_of
 from cmtvision.errors import CheckpointError, ConfigError, one_line
+from cmtvision.files import write_text
 from cmtvision.models import create_model
 from cmtvision.weights import read_state_dict, write_safetensors
-from cmtvision.weights.files import atomic_write
 
 __all__ = [
     "CARD_FILE",
@@ -30,7 +30,6 @@ __all__ = [
     "versions",
     "write_artefact",
     "write_export_card",
-    "write_text",
 ]
 
 MODEL_FILE = "model.safetensors"
@@ -41,42 +40,20 @@ _TIMES, _ROOM = 4, 1 << 25
 """How many values a network may need while it is made: so many times its weights, and buffers that no file holds."""
 
 
-@dataclass(frozen=True)
-class Artefact:
-    """A trained model and what is needed to use it.
+@dataclass(frozen=True, config=CONFIG)
+class Artefact(Card):
+    """A trained model: what its card says, and the network.
 
     Attributes:
         model: the network, in eval mode, on the CPU.
-        architecture: its name in timm.
-        arguments: what it was created with, beyond num_classes.
-        classes: class names in the order of the logits.
-        preprocess: how an image becomes its input.
-        metrics: figures measured when it was written.
-        provenance: where it comes from: recipe, data fingerprint, versions, date.
-        task: 'single-label' (its classes exclude each other) or 'multi-label' (each is a yes or no of its own).
     """
 
-    model: nn.Module
-    architecture: str
-    arguments: dict[str, Any]
-    classes: list[str]
-    preprocess: Preprocess
-    metrics: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    task: Task = "single-label"
+    model: nn.Module = field(kw_only=True)
 
     @property
     def card(self) -> Card:
         """All of it but the network."""
-        return Card(
-            self.architecture,
-            self.arguments,
-            self.classes,
-            self.preprocess,
-            self.metrics,
-            self.provenance,
-            self.task,
-        )
+        return Card(**{one.name: getattr(self, one.name) for one in fields(Card)})
 
 
 def write_artefact(folder: str | Path, artefact: Artefact) -> Path:
@@ -107,9 +84,9 @@ def write_export_card(folder: Path, source: Artefact | Card | Mapping[str, Any],
     Raises:
         CheckpointError: a block that makes no sense, a missing file, or a disk that refuses it.
     """
-    card = (
-        source if isinstance(source, Card) else source.card if isinstance(source, Artefact) else Card.from_dict(source)
-    )
+    card = source.card if isinstance(source, Artefact) else source
+    if not isinstance(card, Card):
+        card = Card.from_dict(card)
     try:
         block = {key: value for key, value in export.items() if key != "files"}
         block["sha256"] = {str(name): "" for name in export["files"]}
@@ -122,16 +99,6 @@ def write_export_card(folder: Path, source: Artefact | Card | Mapping[str, Any],
     _write_card(folder, replace(card, preprocess=preprocess, provenance=provenance, export=parsed))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; bytes of a file's name that are no UTF-8 are spelled ``\\udcXX``.
-
-    Raises:
-        CheckpointError: the disk refuses it.
-    """
-    content = text.encode("utf-8", "backslashreplace")
-    atomic_write(path, lambda temporary: Path(temporary).write_bytes(content))
-
-
 def read_artefact(folder: str | Path) -> Artefact:
     """Open an artefact or a run folder.
 
@@ -140,7 +107,11 @@ def read_artefact(folder: str | Path) -> Artefact:
             export, which has no weights of a network in it.
     """
     folder = Path(folder)
-    card = Card.from_dict(read_card(folder), folder / CARD_FILE)
+    return artefact_of(Card.read(folder), folder)
+
+
+def artefact_of(card: Card, folder: Path) -> Artefact:
+    """The artefact in a folder whose card has been read. Raises as ``read_artefact`` does."""
     if card.export is not None:
         raise CheckpointError(
             f"{folder}: an export for {card.export.runtime}, without the network's weights; give the run it comes from"
@@ -154,16 +125,7 @@ def read_artefact(folder: str | Path) -> Artefact:
             f"{folder}: {MODEL_FILE} does not fit the architecture {card.architecture!r} of {CARD_FILE}; "
             "take both files from one run"
         ) from error
-    return Artefact(
-        model=model.eval(),
-        architecture=card.architecture,
-        arguments=card.arguments,
-        classes=card.classes,
-        preprocess=card.preprocess,
-        metrics=card.metrics,
-        provenance=card.provenance,
-        task=card.task,
-    )
+    return Artefact(**{one.name: getattr(card, one.name) for one in fields(Card)}, model=model.eval())
 
 
 def versions() -> dict[str, Any]:

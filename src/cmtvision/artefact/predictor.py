@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from cmtvision.artefact.card import CARD_FILE, Card, Task, model_folder
-from cmtvision.artefact.devices import pick_device
-from cmtvision.artefact.files import MODEL_FILE, Artefact, read_artefact, read_card
+from cmtvision.artefact.files import MODEL_FILE, Artefact, artefact_of
 from cmtvision.artefact.pixels import PixelInput
-from cmtvision.artefact.runtime_torch import NetworkRuntime, set_threads
-from cmtvision.artefact.runtimes import Runtime, check_options, open_runtime
+from cmtvision.artefact.runtimes.base import Runtime
+from cmtvision.artefact.runtimes.open import check_options, open_runtime
+from cmtvision.artefact.runtimes.torch import NetworkRuntime, pick_device, set_threads
 from cmtvision.data import ImageSource, Preprocess, each_image
 from cmtvision.errors import CheckpointError, ConfigError
 
@@ -88,7 +88,7 @@ class Predictor:
             DataError: an image that cannot be read, by name.
         """
         inputs = [self.inputs(image) for image in each_image(images)]
-        return self.forward(torch.from_numpy(np.stack(inputs))) if inputs else torch.zeros(0, len(self.classes))
+        return torch.from_numpy(self.runtime(np.stack(inputs))) if inputs else torch.zeros(0, len(self.classes))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes), float32, on the CPU, of a batch of ``inputs``: (B, C, H, W), or pixels (B, H, W, C)."""
@@ -153,23 +153,22 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, str
 
     Args:
         path: the folder or file.
-        device, threads, streams: see ``cmtvision.artefact.runtimes.open_runtime``.
+        device, threads, streams: see ``cmtvision.artefact.runtimes.open.open_runtime``.
 
     Raises:
         CheckpointError: nothing there that this version can open.
         ConfigError: a runtime that is not installed, a device that is not there, or an option that it does not have.
     """
     folder = model_folder(path)
-    raw = read_card(folder)
-    card = Card.from_dict(raw, folder / CARD_FILE)
+    card = Card.read(folder)
     files = [MODEL_FILE] if card.export is None else list(card.export.sha256)
     if Path(path).is_file() and Path(path).name not in (CARD_FILE, *files):
         raise CheckpointError(f"{path}: not of the model that {CARD_FILE} beside it describes; that is {files[0]}")
     if card.export is None:
         check_options(card, threads, streams)
         set_threads(threads)
-        return Predictor(read_artefact(folder), device)
-    return Predictor(card, runtime=open_runtime(folder, raw, device, threads, streams))
+        return Predictor(artefact_of(card, folder), device)
+    return Predictor(card, runtime=open_runtime(folder, card, device, threads, streams))
 
 
 def _at_least_one(name: str, value: SupportsIndex) -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-from cmtvision.bench.pareto import pareto_front
+from cmtvision.bench.timing import spread
 
 Kind = Literal["trained", "published", "run"]
 Cost = Literal["gmacs", "latency"]
@@ -128,9 +128,27 @@ def _cost(row: Row, cost: Cost) -> float:
     return float(row.macs or 0) if cost == "gmacs" else median(row.latency)
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median and extremes of rounds, None without any."""
-    return {"median": median(values), "min": min(values), "max": max(values)} if values else None
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points on the front, by rising cost.
+
+    Args:
+        points: (cost, gain) of each; less cost is better, more gain is better.
+
+    Returns:
+        A point is on the front unless another costs no more and gains no less, one of the two strictly. Equal points
+        are on it together, or not at all.
+    """
+    front: list[int] = []
+    best = float("-inf")
+    order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1]))
+    for place in order:
+        cost, gain = points[place]
+        if gain > best:
+            front.append(place)
+            best = gain
+        elif front and (cost, gain) == points[front[-1]]:
+            front.append(place)
+    return front
 
 
 def row_record(row: Row, batch: int) -> dict[str, Any]:

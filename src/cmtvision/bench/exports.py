@@ -1,6 +1,5 @@
 """Exports to time: each network in each runtime's file and precision, verified on real photos before it counts."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -10,34 +9,36 @@ from typing import cast
 from PIL import Image
 
 from cmtvision.artefact import Artefact, read_artefact
-from cmtvision.bench.forms import EXPORTS, Form
+from cmtvision.bench.runtimes import EXPORTS
+from cmtvision.bench.target import Target
 from cmtvision.data import Preprocess
 from cmtvision.data.idx import read_idx
 from cmtvision.errors import one_line
+from cmtvision.models.user_models import expand
 
 NUM_IMAGES = 8  # to verify on: enough to see a wrong export, little beside the timing
 Progress = Callable[[int, int], None]
 
 
 def make_exports(
-    forms: Sequence[Form], folder: Path, progress: Progress | None = None
-) -> tuple[list[Form], dict[Form, str]]:
-    """Export what forms need, into folders under ``folder``.
+    targets: Sequence[Target], folder: Path, progress: Progress | None = None
+) -> tuple[list[Target], dict[Target, str]]:
+    """Export what targets need, into folders under ``folder``.
 
     Args:
-        forms: from ``find_forms``.
+        targets: from ``in_runtimes``.
         folder: where exports are written, and the photos that they are verified on.
         progress: called with (exports done, exports in all).
 
     Returns:
-        The forms with their files, and those that cannot be exported with the reason.
+        The targets with their files, and those that cannot be exported with the reason.
     """
-    from cmtvision.deploy.export import export
-    from cmtvision.deploy.network import Precision, RuntimeName
+    from cmtvision.deploy.exporting.export import export
+    from cmtvision.deploy.exporting.network import Precision, RuntimeName
 
-    missing = [form for form in forms if form.runtime in EXPORTS and form.file is None]
+    missing = [target for target in targets if target.runtime in EXPORTS and target.file is None]
     todo = list(dict.fromkeys(map(_key, missing)))
-    made: dict[Form, Path | str] = {}
+    made: dict[Target, Path | str] = {}
     photos: list[Path] = []
     for done, wanted in enumerate(todo, 1):
         try:
@@ -47,7 +48,7 @@ def make_exports(
                 artefact_of(wanted),
                 cast(RuntimeName, wanted.runtime),
                 out,
-                img_size=wanted.img_size if wanted.target.subject and wanted.target.subject.run else None,
+                img_size=wanted.img_size if wanted.folder else None,
                 precision=cast(Precision, wanted.precision),
                 images=photos,
             )
@@ -57,20 +58,20 @@ def make_exports(
         if progress is not None:
             progress(done, len(todo))
     filled, failures = [], {}
-    for form in forms:
-        outcome = made.get(_key(form)) if form in missing else None
+    for target in targets:
+        outcome = made.get(_key(target)) if target in missing else None
         if isinstance(outcome, str):
-            failures[form] = outcome
-        filled.append(replace(form, file=outcome) if isinstance(outcome, Path) else form)
+            failures[target] = outcome
+        filled.append(replace(target, file=outcome) if isinstance(outcome, Path) else target)
     return filled, failures
 
 
-def _key(form: Form) -> Form:
+def _key(target: Target) -> Target:
     """The same file serves any number of threads."""
-    return replace(form, threads=1, file=None)
+    return replace(target, threads=1, file=None)
 
 
-def artefact_of(form: Form) -> Artefact:
+def artefact_of(target: Target) -> Artefact:
     """What is exported: a run as it is; a name with random weights, classes '0', '1', ... and its own preprocess.
 
     Raises:
@@ -78,19 +79,19 @@ def artefact_of(form: Form) -> Artefact:
     """
     import timm
 
-    subject = form.target.subject
-    assert subject is not None
-    if subject.run is not None:
-        return read_artefact(subject.run)
-    model = form.target.build(form.img_size).eval()
+    if target.folder is not None:
+        return read_artefact(target.folder)
+    model = target.build().eval()
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model))
-    size = form.img_size
+    size = target.img_size
     if size is not None:
         preprocess = replace(preprocess, size=(size, size) if isinstance(size, int) else size)
+    own = expand(target.architecture)
+    sized = {"img_size": list(preprocess.size)} if size is not None and hasattr(model, "set_input_size") else {}
     return Artefact(
         model=model,
-        architecture=subject.architecture,
-        arguments={"img_size": list(preprocess.size)} if size is not None and hasattr(model, "set_input_size") else {},
+        architecture=target.architecture if own is None else own.base,
+        arguments={**({} if own is None else own.options), **sized},
         classes=[str(number) for number in range(cast(int, model.num_classes))],
         preprocess=preprocess,
     )
@@ -105,8 +106,3 @@ def some_photos(folder: Path) -> list[Path]:
         files.append(folder / f"{number}.png")
         Image.fromarray(pixels).save(files[-1])
     return files
-
-
-def temporary_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Where exports stand while they are timed."""
-    return tempfile.TemporaryDirectory(prefix="cmtvision-bench-")

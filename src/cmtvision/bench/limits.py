@@ -14,17 +14,22 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from cmtvision.bench.comparison import spread
-from cmtvision.bench.measure import timed_passes
-from cmtvision.bench.products import DTYPES, Candidate, Sizes, Step, candidates, parse, sizes_for
+from cmtvision.bench.products import Candidate, Sizes, Step, candidates, parse, sizes_for
+from cmtvision.bench.target import BYTES, Target
+from cmtvision.bench.timing import spread, timed_passes
 
-KINDS = (*DTYPES, "copy", "cache")
 _WIDER = {"bf16": "fp32", "fp16": "fp32", "int8": "fp32"}
 """A runtime without fast arithmetic of a type computes in a wider one, so that one's limit is a limit too."""
 _BRIEFLY = 0.1  # of a kind's seconds, for each candidate of the first round
 _NEAR = 0.9  # of the fastest candidate: what is measured further
 _FINALISTS = 3  # at most
 _PAUSE = 0.05  # seconds until another library's threads sleep
+
+
+def limit_kinds(targets: Sequence[Target]) -> list[str]:
+    """What to measure beside targets: memory, caches, products in fp32 and bf16, others where a target is in them."""
+    precisions = {"fp32", "bf16", *(target.precision for target in targets)} - {"amp"}
+    return ["copy", "cache", *(kind for kind in BYTES if kind in precisions)]
 
 
 def measure_limits(
@@ -38,7 +43,7 @@ def measure_limits(
     """One round: what this process reaches, with as many threads as PyTorch uses.
 
     Args:
-        kinds: of ``KINDS``.
+        kinds: from ``limit_kinds``.
         device: where.
         seconds: to spend on each kind, about; in the first round some seconds more.
         sizes: what is multiplied and moved; None for those that suit the device.

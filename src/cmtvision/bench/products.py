@@ -23,9 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cmtvision.artefact.runtime_openvino import arithmetic_settings, capabilities
-from cmtvision.artefact.runtimes import import_onnxruntime, import_openvino, openvino_core
-from cmtvision.deploy.fused_layers import can_pack
+from cmtvision.artefact.runtimes.onnx import import_onnxruntime
+from cmtvision.artefact.runtimes.openvino import arithmetic_settings, capabilities, import_openvino, openvino_core
+from cmtvision.deploy.fusing.fused_layers import can_pack
 from cmtvision.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}

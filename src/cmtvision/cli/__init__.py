@@ -1,7 +1,7 @@
 """The command ``cmtvision``: one thin file per command, each around one function of the library.
 
 Importing this package costs nothing; typer is imported when a command line is read, torch when a command needs it.
-Exit codes: 0 done, 1 a result that failed its check, a fault of ours or a broken installation, 2 bad input,
+Exit codes: 0 done, 1 a result that failed its check, a bug of ours or a broken installation, 2 bad input,
 130 interrupted.
 """
 
@@ -15,10 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: what stands behind ``cmtvision``; by default the process's own.
+        arguments: what follows ``cmtvision``; by default the process's own.
 
     Returns:
-        The exit code. Bad input is answered by one line on stderr, a traceback is shown only with ``--debug``.
+        The exit code. Bad input gives one line on stderr, a traceback is shown only with ``--debug``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = False
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         debug = "--debug" in words[: options_end(words)]
         if debug:
-            words.remove("--debug")  # it may stand anywhere, as one adds it behind a line that has just failed
+            words.remove("--debug")  # it may stand anywhere, as one adds it after a line that has just failed
         else:
             quiet_libraries()
         words = spelled_out(words)

@@ -6,31 +6,31 @@ from typing import Annotated
 
 import typer
 
-from cmtvision.cli.ablate import ablate
-from cmtvision.cli.bench import bench
-from cmtvision.cli.compare import compare
-from cmtvision.cli.convert import convert
-from cmtvision.cli.doctor import doctor
-from cmtvision.cli.evaluate import evaluate
-from cmtvision.cli.export import export
+from cmtvision.cli.commands.ablate import ablate
+from cmtvision.cli.commands.bench import bench
+from cmtvision.cli.commands.compare import compare
+from cmtvision.cli.commands.convert import convert
+from cmtvision.cli.commands.doctor import doctor
+from cmtvision.cli.commands.evaluate import evaluate
+from cmtvision.cli.commands.export import export
+from cmtvision.cli.commands.info import info
+from cmtvision.cli.commands.lr_find import lr_find
+from cmtvision.cli.commands.models import models
+from cmtvision.cli.commands.predict import predict
+from cmtvision.cli.commands.quantize import quantize
+from cmtvision.cli.commands.recipes import recipes
+from cmtvision.cli.commands.sample_data import sample_data
+from cmtvision.cli.commands.scale import scale
+from cmtvision.cli.commands.shard import shard
+from cmtvision.cli.commands.train import train
+from cmtvision.cli.commands.tune import tune
+from cmtvision.cli.commands.verify import verify
 from cmtvision.cli.faults import interruptible
-from cmtvision.cli.info import info
-from cmtvision.cli.lr_find import lr_find
-from cmtvision.cli.models import models
 from cmtvision.cli.output import BEGAN, result
-from cmtvision.cli.predict import predict
-from cmtvision.cli.quantize import quantize
-from cmtvision.cli.recipes import recipes
-from cmtvision.cli.sample_data import sample_data
-from cmtvision.cli.scale import scale
-from cmtvision.cli.shard import shard
-from cmtvision.cli.train import train
-from cmtvision.cli.tune import tune
-from cmtvision.cli.verify import verify
 
 app = typer.Typer(
     name="cmtvision",
-    help="CMT (CNN meets vision transformer): train on your photos, evaluate, predict, look inside.",
+    help="CMT (CNN meets vision transformer): train on your images, evaluate, predict, look inside.",
     epilog="First steps: cmtvision sample-data photos && cmtvision train photos",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,19 +57,19 @@ def _options(
 
 
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "sample-data": (sample_data, "Write real photos to start with."),
-    "shard": (shard, "Write photos as tar shards."),
-    "train": (train, "Train a classifier on your photos."),
+    "sample-data": (sample_data, "Write real images to start with."),
+    "shard": (shard, "Write images as tar shards."),
+    "train": (train, "Train a classifier on your images."),
     "tune": (tune, "Search for good recipe settings."),
     "lr-find": (lr_find, "Find a learning rate by a short sweep."),
-    "eval": (evaluate, "Measure a trained model on photos."),
-    "predict": (predict, "Name what is in images."),
+    "eval": (evaluate, "Measure a trained model on images."),
+    "predict": (predict, "Predict the classes of images."),
     "export": (export, "Write a model for ONNX, OpenVINO or PyTorch, verified."),
     "quantize": (quantize, "Make an 8-bit model within an accuracy budget."),
     "verify": (verify, "Compare two models on real images."),
     "bench": (bench, "Measure speed and memory on this machine."),
-    "compare": (compare, "Put models side by side: cost, speed, accuracy."),
-    "ablate": (ablate, "Take CMT's ideas away one by one, and train."),
+    "compare": (compare, "Compare models: cost, speed, accuracy."),
+    "ablate": (ablate, "Remove one idea of CMT at a time, and train."),
     "scale": (scale, "Make a CMT of another size by the paper's law."),
     "info": (info, "Show a model's layers and what they cost."),
     "models": (models, "List the models."),

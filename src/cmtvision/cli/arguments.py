@@ -1,4 +1,4 @@
-"""What several commands ask for in the same words."""
+"""Arguments and options that several commands share."""
 
 from collections.abc import Sequence
 from typing import Annotated, TypeAlias
@@ -14,7 +14,7 @@ RecipeOption: TypeAlias = Annotated[
 ]
 OpenRecipeOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [chosen for your photos]."),
+    typer.Option("--recipe", metavar="NAME|FILE", help="A built-in recipe or a YAML file [chosen for your images]."),
 ]
 SettingsOption: TypeAlias = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
@@ -29,7 +29,7 @@ LEAST_MINUTES, MOST_MINUTES = 0.1, 525_600  # a year
 
 
 def options_end(words: Sequence[str]) -> int:
-    """Where the options of a command line end: at ``--``, behind which a file may be called like an option."""
+    """Where the options of a command line end: at ``--``, after which a file name may look like an option."""
     return words.index("--") if "--" in words else len(words)
 
 

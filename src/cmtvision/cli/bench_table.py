@@ -10,7 +10,7 @@ _NAMES = {"copy": "memory", "cache": "caches"}
 
 
 def show_speed(record: dict[str, Any]) -> None:
-    """Print limits, the table and the reasons of failures to stdout, what the figures mean to stderr."""
+    """Print limits, the table and the reasons of failures to stdout, explanations of the figures to stderr."""
     columns = [
         "target", "input px", "runtime", "precision", "threads", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s",
         "x eager", "GMAC/s", "% of limit", "memory MB",
@@ -20,11 +20,11 @@ def show_speed(record: dict[str, Any]) -> None:
         output.table(columns, [_cells(row) for row in good], right=[name for name in columns if name not in _LEFT])
     said: dict[str, None] = {}
     for row in record["cells"]:
-        form = f"{row['target']} {row['runtime']} {row['precision']} x{row['threads']}"
+        way = f"{row['target']} {row['runtime']} {row['precision']} x{row['threads']}"
         if row["failure"] is not None:
-            said[f"{form} batch {row['batch']}  failed: {row['failure']}"] = None
+            said[f"{way} batch {row['batch']}  failed: {row['failure']}"] = None
         elif row["note"]:
-            said[f"{form}  {row['note']}"] = None
+            said[f"{way}  {row['note']}"] = None
     for line in [*said, *record["notes"]]:
         output.result(line)
     for row in record["limits"]:

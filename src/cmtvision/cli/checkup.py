@@ -1,6 +1,6 @@
-"""The examination behind ``cmtvision doctor``: facts about the machine, and the known traps put into words.
+"""The checks of ``cmtvision doctor``: facts about the machine, and known problems explained.
 
-Nothing here imports torch, torchvision or timm: what they say is asked of a child process, so the doctor works where
+Nothing here imports torch, torchvision or timm: a child process imports them, so the doctor works where
 they do not.
 """
 
@@ -55,7 +55,7 @@ _PROBE_SECONDS = 120
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: state 'ok', 'advice' or 'broken', what was found, and what to do about it."""
+    """One check: state 'ok', 'advice' or 'broken', what was found, and what to do about it."""
 
     state: str
     text: str
@@ -72,7 +72,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at everything; takes a few seconds, since torch and its neighbours are really imported in a child."""
+    """Run all checks; takes a few seconds, since torch and its companions are imported in a child process."""
     extras = _optional()
     optional = [requirement.name for extra in sorted(extras) for requirement in extras[extra]]
     versions = {name: _version(name) for name in (*_SHOWN, *optional)}
@@ -103,7 +103,7 @@ def _version(name: str) -> str | None:
 
 
 def _optional() -> dict[str, list["Requirement"]]:
-    """What each extra brings, as the installed package states it; those that sum up others are left out."""
+    """What each extra brings, as the installed package states it; those that combine others are left out."""
     from packaging.requirements import Requirement
 
     try:
@@ -120,7 +120,7 @@ def _optional() -> dict[str, list["Requirement"]]:
 
 
 def _probe() -> dict[str, Any]:
-    """What torch and its neighbours say of themselves when imported in a process of their own."""
+    """What torch and its companions report when imported in a process of their own."""
     try:
         child = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _PROBE],
@@ -185,7 +185,7 @@ def _requirements() -> Iterator[Finding]:
 
 
 def _pairing(versions: dict[str, str | None]) -> Iterator[Finding]:
-    """torchvision states the torch it was built for."""
+    """Check torch against the version that torchvision was built for."""
     from packaging.requirements import Requirement
 
     torch, torchvision = versions["torch"], versions["torchvision"]

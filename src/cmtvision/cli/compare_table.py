@@ -8,7 +8,7 @@ _MARK = "*"
 
 
 def show_comparison(record: dict[str, Any]) -> None:
-    """Print the table and the reasons of failures to stdout, what the figures mean to stderr."""
+    """Print the table and the reasons of failures to stdout, explanations of the figures to stderr."""
     rows = record["rows"]
     trained = any(row["trained"] for row in rows)
     columns = [
@@ -48,7 +48,7 @@ def _cells(row: dict[str, Any], trained: bool) -> list[str]:
 
 
 def _rounds(spread: dict[str, float], factor: float) -> str:
-    """Median of the rounds, with the least and the most."""
+    """Median of the rounds, with minimum and maximum."""
     digits = 1 if spread["median"] * factor < 100 else 0
     middle, low, high = (f"{spread[key] * factor:.{digits}f}" for key in ("median", "min", "max"))
     return f"{middle} ({low}-{high})"

@@ -20,7 +20,7 @@ _FIRST_STAGE_STRIDE = 4
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the network, its layout, its tensors, and its learned values."""
+    """The result: the network, its layout, and its numbers of tensors and learned values."""
 
     model: str
     layout: str
@@ -42,7 +42,7 @@ def convert_weights(
 
     Raises:
         ConfigError: a suffix that cannot be written, an unknown model.
-        CheckpointError: weights that cannot be read, are of no known network, or have no place in the layout.
+        CheckpointError: weights that cannot be read, belong to no known network, or do not fit the layout.
     """
     from cmtvision.weights import from_official, is_official, read_state_dict, to_official, write_safetensors
     from cmtvision.weights.files import write_pth
@@ -65,14 +65,14 @@ def convert_weights(
 
 
 def _has_official_layout(state: StateDict) -> bool:
-    """One position bias a stage, over square grids: all that the released code knows."""
+    """Whether there is one position bias per stage, over square grids: the only kind in the released code."""
     tables = [value for name, value in state.items() if name.endswith("position_bias.table")]
     shared = "stages.0.position_bias.table" in state
     return shared and all(table.ndim == 6 and table.shape[2] == table.shape[3] for table in tables)
 
 
 def _options_of_run(source: Path) -> dict[str, Any]:
-    """What a run's network was made with beyond what its weights tell (``lpu``, ``dims``, ...); {} for a mere file."""
+    """The arguments of a run's network that its weights do not show (``lpu``, ``dims``, ...); {} for a plain file."""
     from cmtvision.artefact.files import constructor_arguments
 
     told, card = ("in_chans", "img_size", "rel_pos"), _card(source)
@@ -80,10 +80,10 @@ def _options_of_run(source: Path) -> dict[str, Any]:
 
 
 def _card(source: Path) -> "Card | None":
-    """model.json of a run folder; None for a mere file of weights, or a folder without it."""
-    from cmtvision.artefact.card import CARD_FILE, Card, read_card
+    """model.json of a run folder; None for a plain file of weights, or a folder without it."""
+    from cmtvision.artefact.card import CARD_FILE, Card
 
-    return Card.from_dict(read_card(source), source / CARD_FILE) if (source / CARD_FILE).is_file() else None
+    return Card.read(source) if (source / CARD_FILE).is_file() else None
 
 
 def _find_network(state: StateDict, source: Path, name: str | None, options: dict[str, Any]) -> tuple[str, int]:
@@ -108,7 +108,7 @@ def _find_network(state: StateDict, source: Path, name: str | None, options: dic
 
 
 def _try(name: str, state: StateDict, options: dict[str, Any]) -> tuple[str, int]:
-    """Load weights into a network without values; what does not fit, '' if all does, and its number of parameters."""
+    """Load weights into a network on the meta device. Returns what does not fit ('' if all does) and its size."""
     import torch
 
     from cmtvision.models import create_model
@@ -131,7 +131,7 @@ def _try(name: str, state: StateDict, options: dict[str, Any]) -> tuple[str, int
 
 
 def _arguments(name: str, state: StateDict) -> dict[str, Any]:
-    """What weights tell of how their network was made: classes, channels, image size, kind of position bias."""
+    """The arguments of a network that its weights show: classes, channels, image size, kind of position bias."""
     import timm
 
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)

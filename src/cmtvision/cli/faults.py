@@ -1,4 +1,4 @@
-"""What a failed command says, in one line, and the exit code it gives."""
+"""The one-line message of a failed command, and its exit code."""
 
 import errno
 import os
@@ -28,11 +28,11 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class CommandInterrupted(Exception):  # noqa: N818
-    """Ctrl-C, under a name that typer does not know: it would end the command without a word."""
+    """Ctrl-C, under a name that typer does not know: it would end the command without a message."""
 
 
 def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose Ctrl-C is left to us; options and help stay its own."""
+    """A command whose Ctrl-C is handled here; options and help stay its own."""
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
@@ -45,11 +45,11 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def exit_code(error: BaseException, words: Sequence[str]) -> int:
-    """Say on stderr what went wrong and return the exit code that belongs to it.
+    """Print on stderr what went wrong and return the matching exit code.
 
     Args:
         error: what ended the command.
-        words: the command line, repeated in the advice for a fault of ours.
+        words: the command line, repeated in the advice for a bug of ours.
     """
     if isinstance(error, KeyboardInterrupt | CommandInterrupted) or type(error).__name__ == "Abort":
         # whoever knows what was being done, and what is left of it, has said so in the error
@@ -88,7 +88,7 @@ def _our_own(error: CmtvisionError) -> int:
 
 
 def say(message: str, prefix: str = "error: ") -> None:
-    """Write each line of a message to stderr behind a prefix."""
+    """Write each line of a message to stderr with a prefix."""
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and prefix
     shown = f"\033[31m{prefix}\033[0m" if colour else prefix
     for line in message.splitlines() or [""]:
@@ -96,12 +96,12 @@ def say(message: str, prefix: str = "error: ") -> None:
 
 
 def printable(text: str) -> str:
-    """Text without what moves a terminal's cursor or changes its title, as names of files and classes may hold it."""
+    """Text without terminal control sequences, which names of files and classes may contain."""
     return text.translate(_CONTROLS)
 
 
 def quiet_libraries() -> None:
-    """Keep the chatter of libraries, meant for programmers, off the terminal; --debug lets it through."""
+    """Keep the log messages of libraries off the terminal; --debug shows them."""
     import logging
     import warnings
 

@@ -30,7 +30,7 @@ def is_launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks to the person."""
+    """Whether this process is the one that prints messages."""
     return not is_launched() or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
@@ -40,17 +40,17 @@ def num_processes() -> int:
 
 
 def plan_was_said() -> bool:
-    """Whether the process that started this one has settled the recipe and said the plan."""
+    """Whether the process that started this one has settled the recipe and printed the plan."""
     return _PLANNED in os.environ
 
 
 def seconds_before() -> float:
-    """Seconds that the process which started this one had spent on the command by then; 0 where none did."""
+    """Seconds that the process which started this one had spent on the command by then; 0 if there was none."""
     return max(0.0, time.time() - float(os.environ.get(_PLANNED, time.time())))
 
 
 def launch_run(processes: int, recipe: "Recipe", words: Sequence[str], out: Path, spent: float, new: bool) -> int:
-    """Run a ``train`` command in several processes of this machine with a recipe that is settled.
+    """Run a ``train`` command in several processes of this machine with a settled recipe.
 
     Args:
         processes: how many.
@@ -58,7 +58,7 @@ def launch_run(processes: int, recipe: "Recipe", words: Sequence[str], out: Path
         words: the command line.
         out: the run folder, the same for all.
         spent: seconds that the command has taken so far.
-        new: the run does not go on with one that is there, so the recipe must be handed on.
+        new: the run does not resume an existing one, so the recipe must be handed on.
 
     Returns:
         As ``launch``.

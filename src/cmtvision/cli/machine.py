@@ -1,4 +1,4 @@
-"""Facts about this machine in words: processor, memory, disk, GPU, and what of them this process may use."""
+"""Facts about this machine in words: processor, memory, disk, GPU, and the share of them that this process may use."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ _GB = 1e9
 
 
 def describe_machine(probe: dict[str, Any]) -> dict[str, str]:
-    """Facts in words; ``probe`` holds what torch said of itself in a child process."""
+    """Facts in words; ``probe`` holds what torch reported in a child process."""
     gpus = list(probe.get("gpus") or []) or (["Apple GPU (mps)"] if probe.get("mps") else [])
     build = "CUDA/ROCm " + str(probe["cuda_build"]) if probe.get("cuda_build") else "CPU only"
     total, free = machine.memory()
@@ -43,7 +43,7 @@ def isa_settings() -> list[str]:
 
 
 def _kernels(probe: dict[str, Any]) -> str:
-    """The instructions that PyTorch chose, what oneDNN multiplies without emulation, and who chose otherwise."""
+    """PyTorch's instruction set, the types that oneDNN multiplies without emulation, and overriding settings."""
     if "capability" not in probe:
         return "torch cannot be imported"
     said = [f"torch {probe['capability']}"]
@@ -53,7 +53,7 @@ def _kernels(probe: dict[str, Any]) -> str:
 
 
 def shared_memory() -> int | None:
-    """Bytes free in /dev/shm, None where there is none."""
+    """Bytes free in /dev/shm, None if there is none."""
     try:
         return shutil.disk_usage("/dev/shm").free
     except OSError:

@@ -1,4 +1,4 @@
-"""What a finished training run says: how good it is and how sure that is, where it fails, and what helps most next."""
+"""The summary of a finished training run: its accuracy with an interval, its main confusions, and useful next steps."""
 
 from pathlib import Path
 from shlex import quote
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 _SHOWN = 10
 _PAIRS = 2
 _FEW_EPOCHS = 3  # below them a time limit has left nothing to judge by
-_RISING = 0.005  # the share of the held-out photos that the last third of a run must have won to be worth prolonging
+_RISING = 0.005  # the share of the held-out images that the last third of a run must have won to be worth prolonging
 
 
 def say_outcome(finished: "FitResult", recipe: "Recipe", data: str, page: Path, bare: bool) -> None:
-    """The result of a run on stdout, and on stderr two commands to go on with.
+    """The result of a run on stdout, and on stderr two suggested commands.
 
     Args:
         finished: the run.
         recipe: its recipe.
         data: as the command was given it.
         page: its report.
-        bare: the command was given photos, perhaps a time, and nothing else.
+        bare: the command was given images, perhaps a time, and nothing else.
     """
     output.result(f"trained {recipe.model.name}: {_counted(finished.epochs)} in {output.duration(finished.seconds)}")
     for line in quality(finished.evaluation, recipe.train.early_stop_patience is not None):
@@ -55,13 +55,13 @@ def quality(evaluation: Any, chosen_by: bool = False) -> list[str]:
     """The held-out figure with its interval, and the pairs of classes that are confused most.
 
     Args:
-        evaluation: of the held-out photos, None where there were none.
-        chosen_by: they decided which epoch's weights are the run's.
+        evaluation: of the held-out images, None where there were none.
+        chosen_by: whether they decided which epoch's weights are the run's.
     """
     if evaluation is None:
         return []
     said = f"held-out {evaluation.headline()}"
-    if not hasattr(evaluation, "top1_correct"):  # several labels a photo
+    if not hasattr(evaluation, "top1_correct"):  # several labels per image
         return [said]
     from cmtvision.report.statistics import confused_pairs, wilson_interval
 
@@ -76,7 +76,7 @@ def quality(evaluation: Any, chosen_by: bool = False) -> list[str]:
 
 
 def next_commands(finished: "FitResult", recipe: "Recipe", data: str, bare: bool) -> list[str]:
-    """The two commands that help most now, each behind what it is for."""
+    """The two most useful next commands, each preceded by its purpose."""
     run, source = quote(str(finished.out)), quote(data)
     found = []
     limit = recipe.train.max_minutes
@@ -99,7 +99,7 @@ def _counted(epochs: int) -> str:
 
 
 def _was_rising(finished: "FitResult") -> bool:
-    """Whether the last third of the run still won held-out photos."""
+    """Whether held-out accuracy still rose in the last third of the run."""
     scores = [(row["epoch"], row["val_top1"]) for row in finished.rows if row["val_top1"] is not None]
     if len(scores) < 3:
         return False
@@ -109,7 +109,7 @@ def _was_rising(finished: "FitResult") -> bool:
 
 
 def report_left_out(finished: "FitResult") -> None:
-    """Note on stderr the files that were not used."""
+    """Report on stderr the files that were not used."""
     skipped = finished.skipped
     if skipped:
         output.note(f"skipped {len(skipped)} file{'s' if len(skipped) > 1 else ''}:")

@@ -1,4 +1,4 @@
-"""Where words go: results to stdout, everything else to stderr; coloured tables on a terminal, plain text in a pipe."""
+"""Output: results to stdout, everything else to stderr; coloured tables on a terminal, plain text in a pipe."""
 
 import io
 import json
@@ -21,14 +21,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def show_anything() -> None:
-    """From now on what stdout and stderr cannot encode is spelled \\xe9 or \\udcff there, and is no error."""
+    """From now on, characters that stdout and stderr cannot encode are written as \\xe9 or \\udcff instead."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def can_show(text: str) -> bool:
-    """Whether both stdout and stderr have every character of a text."""
+    """Whether both stdout and stderr can encode every character of a text."""
     try:
         for stream in (sys.stdout, sys.stderr):
             text.encode(getattr(stream, "encoding", None) or "utf-8")
@@ -38,13 +38,13 @@ def can_show(text: str) -> bool:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that stays valid in whatever encoding stdout has: escaped as a whole where it has to be."""
+    """A value as JSON that is valid in stdout's encoding: escaped if necessary."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return text if can_show(text) else json.dumps(value, indent=indent)
 
 
 def note(message: str) -> None:
-    """A message for the person who waits, on stderr."""
+    """A message for the waiting user, on stderr."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -147,7 +147,7 @@ def _rate(per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: '41 s', '3 min 05 s', '2 h 10 min'."""
+    """Seconds as a user would write them: '41 s', '3 min 05 s', '2 h 10 min'."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -155,16 +155,16 @@ def duration(seconds: float) -> str:
 
 
 def refuse_overwrite(path: Path, overwrite: bool) -> None:
-    """Raise ConfigError where a file to write is there already and --overwrite is not given."""
+    """Raise ConfigError where a file to write already exists and --overwrite is not given."""
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file to write")
     if path.exists() and not overwrite:
-        raise ConfigError(f"{path}: is there already; choose another name, or use --overwrite")
+        raise ConfigError(f"{path}: already exists; choose another name, or use --overwrite")
 
 
 @contextmanager
 def new_text_file(path: Path, overwrite: bool) -> Iterator[IO[str]]:
-    """Open a text file for writing that appears under its name only when all is written."""
+    """Open a text file for writing; it appears under its name only when complete."""
     refuse_overwrite(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -1,4 +1,4 @@
-"""What a training run is going to do: options become recipe settings, and the plan is said before it starts."""
+"""The plan of a training run: options become recipe settings, and the plan is printed before it starts."""
 
 import json
 import time
@@ -11,7 +11,8 @@ from cmtvision.cli import launch
 from cmtvision.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cmtvision.engine.choosing import Chosen
+    from cmtvision.data import DatasetIndex
+    from cmtvision.engine.choosing.choose import Chosen
     from cmtvision.recipe import Recipe
 
 _OPTION = {
@@ -26,7 +27,7 @@ _WARMUP_SHARE = 0.1
 
 
 def merged_overrides(recipe: str | None, settings: Sequence[str], shorthands: Mapping[str, Any]) -> list[str]:
-    """The ``a.b=c`` strings that --set and the shorthand options stand for.
+    """The ``a.b=c`` strings of --set and the shorthand options.
 
     Raises:
         ConfigError: one setting given both ways.
@@ -57,7 +58,7 @@ def recipe_to_resume(
     overwrite: bool,
     minutes: float | None = None,
 ) -> "Recipe":
-    """The recipe of a run to go on with. Only the device may be another.
+    """The recipe of a run to resume. Only the device may differ.
 
     Raises:
         ConfigError: no run there, or an option that would make it another run.
@@ -73,7 +74,7 @@ def recipe_to_resume(
     if changed:
         raise ConfigError(f"{', '.join(changed)}: a resumed run keeps its recipe; leave out, or start a new run")
     if overwrite:
-        raise ConfigError("--resume and --overwrite: one goes on with the run, the other deletes it; give one")
+        raise ConfigError("--resume and --overwrite: one resumes the run, the other deletes it; give one")
     file = out / "recipe.yaml"
     if not file.is_file():
         raise ConfigError(f"{out}: nothing to resume, no recipe.yaml in it; start without --resume")
@@ -87,7 +88,7 @@ def default_out(data: str | Path, recipe: "Recipe") -> Path:
 
 
 def study_out(data: str | Path, what: str) -> Path:
-    """A new folder under runs/, named after data, what is done with it, and time."""
+    """A new folder under runs/, named after data, activity and time."""
     import re
     from datetime import datetime
 
@@ -109,50 +110,52 @@ def settled(
     processes: int,
     overwrite: bool,
     stack: ExitStack,
-) -> "Chosen":
-    """The recipe of a run, chosen or fitted to a time where that is asked for.
+) -> tuple["Chosen", "DatasetIndex | None"]:
+    """The recipe of a run, chosen or fitted to a time if requested, and the list of images if it was read.
 
     Args:
-        known: the recipe of a run that goes on; then nothing is left to settle.
+        known: the recipe of a run that is resumed; then nothing is left to settle.
         recipe, settings, data, out, minutes, overwrite: as the command was given them.
         began: of time.perf_counter, when the command began; after: seconds that it will want after training.
         processes: that will train together. Where a launcher started them, they meet in ``stack``, and the first
             process's choice is everyone's.
 
     Raises:
-        ConfigError: settings or a network that nobody knows, or a folder in the way. DataError: no data there.
+        ConfigError: unknown settings or network, or an occupied folder. DataError: no data found.
     """
     from cmtvision.recipe.load import load_asked
 
     asked = known or load_asked(recipe, settings)  # before anything heavy is imported: a typo is answered at once
     from cmtvision.artefact.predictor import pick_device
-    from cmtvision.engine.choosing import Chosen, settle_recipe
+    from cmtvision.artefact.run.write import check_free, is_unbegun
+    from cmtvision.engine.choosing.choose import Chosen, settle_recipe
+    from cmtvision.engine.distributed.processes import join_processes
     from cmtvision.engine.held_out import read_photos
-    from cmtvision.engine.processes import join_processes
-    from cmtvision.engine.run_folder import check_free, is_unbegun
 
     if known is not None:
-        return Chosen(known)
+        return Chosen(known), None
     if launch.plan_was_said():
-        return Chosen(asked)  # a recipe file by now
+        return Chosen(asked), None  # a recipe file by now
     if out is not None:
-        check_free(out, False, overwrite or is_unbegun(out))  # said before photos and machine are looked at
+        check_free(out, False, overwrite or is_unbegun(out))  # said before images and machine are looked at
     joined = stack.enter_context(join_processes(pick_device(asked.train.device)))
+    index: DatasetIndex | None = None
 
     def settle() -> Chosen:
+        nonlocal index
         index = read_photos(asked, data, verify=False)
         spent = time.perf_counter() - began
         return settle_recipe(
             recipe, settings, index, minutes=minutes, spent=spent, after=after, processes=processes, joined=joined
         )
 
-    return joined.first(settle)
+    return joined.first(settle), index
 
 
 def base_recipe(
     data: str | Path, recipe: str | None, settings: Sequence[str], minutes: float | None = None
 ) -> "Recipe":
-    """The recipe that a search or a sweep begins with: the named one, or what ``train`` would choose for these photos.
+    """The recipe that a search or a sweep begins with: the named one, or what ``train`` would choose for these images.
 
     Args:
         data, recipe, settings: as the command was given them.
@@ -163,33 +166,42 @@ def base_recipe(
     asked = load_asked(recipe, settings)
     if recipe is not None and minutes is None:
         return asked
-    from cmtvision.engine.choosing import settle_recipe
+    from cmtvision.engine.choosing.choose import settle_recipe
     from cmtvision.engine.held_out import read_photos
 
     return settle_recipe(recipe, settings, read_photos(asked, data, verify=False), minutes=minutes).recipe
 
 
-def show_plan(chosen: "Chosen", data: str | Path, out: Path, resume: bool, processes: int = 1) -> None:
-    """Say on stderr what will be trained, on what, and for how long; a mistake shows before hours are spent.
+def show_plan(
+    chosen: "Chosen",
+    data: str | Path,
+    out: Path,
+    resume: bool,
+    processes: int = 1,
+    index: "DatasetIndex | None" = None,
+) -> None:
+    """Print on stderr what will be trained, on what, and for how long, so that mistakes are seen in time.
 
-    Weights to download are fetched before the plan is said, behind all that can be wrong with it.
+    Weights are downloaded before the plan is printed, after all checks of it.
 
     Args:
-        chosen: the recipe, and why it is what it is.
+        chosen: the recipe, with its reasons.
         data, out, resume: what ``fit`` will be given.
         processes: how many will train together, over all machines.
+        index: the list of images, where ``data`` has been read already; they need not be verified.
 
     Raises:
-        DataError: no data there. ConfigError: no such model, or fewer photos than processes. FetchError: no weights.
+        DataError: no data there. ConfigError: no such model, or fewer images than processes. FetchError: no weights.
     """
-    from cmtvision.artefact.run_files import SPLIT_FILE
+    from cmtvision.artefact.run.names import SPLIT_FILE
     from cmtvision.cli import output
     from cmtvision.cli.plan_lines import plan_lines
-    from cmtvision.data.split_file import keep_split
+    from cmtvision.data.listing.split_file import keep_split
     from cmtvision.engine.build import fetch_pretrained
     from cmtvision.engine.held_out import read_photos
 
-    index = read_photos(chosen.recipe, data, verify=False)
+    if index is None:
+        index = read_photos(chosen.recipe, data, verify=False)
     split = out / SPLIT_FILE
     if resume and split.is_file():  # in the parts that the run began with
         index, _ = keep_split(index, split)

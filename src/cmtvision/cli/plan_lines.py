@@ -1,6 +1,7 @@
-"""The lines of a training plan: batch, steps, learning rate, memory and whatever else is at work.
+"""The lines of a training plan: batch, steps, learning rate, memory and all other special settings.
 
-They are worked out by what training itself uses: the epoch's sampler, the learning-rate schedule, the network's shapes.
+They are computed by the code that training itself uses: the epoch's sampler, the learning-rate schedule, the network's
+shapes.
 """
 
 import math
@@ -15,7 +16,7 @@ from cmtvision.recipe.choices import TUNED
 
 if TYPE_CHECKING:
     from cmtvision.data import DatasetIndex
-    from cmtvision.engine.choosing import Chosen
+    from cmtvision.engine.choosing.choose import Chosen
     from cmtvision.recipe import Recipe
 
 _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # the latter where the terminal has no blocks
@@ -24,7 +25,7 @@ _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # the latter where the
 def plan_lines(
     chosen: "Chosen", index: "DatasetIndex", data: str | Path, out: Path, resume: bool = False, processes: int = 1
 ) -> list[str]:
-    """The plan, at most ten lines, each a word and what belongs to it."""
+    """The plan, at most ten lines, each a keyword and its text."""
     import torch
 
     from cmtvision.artefact.predictor import pick_device
@@ -69,7 +70,7 @@ def _why(chosen: "Chosen") -> str:
 
 
 def _about_weights(chosen: "Chosen") -> str:
-    """Why the run starts from released weights, or does not, and then how it could."""
+    """Why the run starts from released weights, or why it does not and how it could."""
     reason = chosen.reason("model.weights")
     if not reason or chosen.seen is None or reason != chosen.seen.no_weights:
         return reason
@@ -88,7 +89,7 @@ def _about_weights(chosen: "Chosen") -> str:
 
 
 def _expectation(chosen: "Chosen", index: "DatasetIndex") -> str:
-    """How long it takes, and what the figure at its end can say."""
+    """How long it takes, and how certain its final figure can be."""
     from cmtvision.cli.output import duration
 
     parts = []
@@ -110,11 +111,11 @@ def _expectation(chosen: "Chosen", index: "DatasetIndex") -> str:
 
 @dataclass(frozen=True)
 class PlannedSteps:
-    """Photos and steps of a run.
+    """Images and steps of a run.
 
     Attributes:
-        batch: photos at a time in each process; None where it is chosen at the start, and then nothing else is known.
-        effective: photos of one optimiser step, over all processes and accumulated batches.
+        batch: images at a time in each process; None if it is chosen at the start, and then the rest is unknown.
+        effective: images of one optimiser step, over all processes and accumulated batches.
         per_epoch: optimiser steps in an epoch.
         total: steps of the whole run, cool-down included.
     """
@@ -126,10 +127,10 @@ class PlannedSteps:
 
 
 def planned_steps(recipe: "Recipe", num_train: int, processes: int = 1) -> PlannedSteps:
-    """How the photos of an epoch become steps, counted by the sampler that training uses.
+    """How the images of an epoch become steps, counted by the sampler that training uses.
 
     Raises:
-        ConfigError: fewer photos than processes.
+        ConfigError: fewer images than processes.
     """
     from cmtvision.data import EpochSampler
 
@@ -150,7 +151,7 @@ def planned_steps(recipe: "Recipe", num_train: int, processes: int = 1) -> Plann
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Values as a row of blocks, the highest being a whole one; at most ``width`` of them, evenly chosen."""
+    """Values as a row of block characters, the highest a full block; at most ``width`` of them, evenly chosen."""
     count = min(width, len(values))
     chosen = [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
     top, marks = max(chosen), _BLOCKS if can_show(_BLOCKS) else _PLAIN
@@ -158,15 +159,12 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 
 def _shapes_only(recipe: "Recipe", num_classes: int) -> tuple[Any, tuple[int, int, int]]:
-    """The network without values, in train mode, learning what it will learn."""
+    """The network on the meta device, in train mode, with the parameters that will be trained requiring gradients."""
+    from cmtvision.engine.build import shapes_of
     from cmtvision.engine.optim import freeze, set_head_only
-    from cmtvision.models import build_shapes_only
 
     section = recipe.model
-    more: dict[str, Any] = {"in_chans": section.in_chans, **section.options}
-    more |= {key: value for key in ("rel_pos", "drop_rate") if (value := getattr(section, key)) is not None}
-    more |= {key: value for key in ("attn_drop_rate", "proj_drop_rate") if (value := getattr(section, key))}
-    model, input_size = build_shapes_only(section.name, section.img_size, num_classes, **more)
+    model, input_size = shapes_of(section, num_classes)
     model.train()
     if section.grad_checkpointing:
         model.set_grad_checkpointing()
@@ -276,7 +274,7 @@ def _bytes(size: float) -> str:
 
 
 def extras(recipe: "Recipe", processes: int) -> Iterator[str]:
-    """What is at work besides the ordinary, in a few words each."""
+    """All special settings, in a few words each."""
     model, data, optim, train, distill = recipe.model, recipe.data, recipe.optim, recipe.train, recipe.distill
     if model.freeze == "backbone":
         yield "backbone frozen"

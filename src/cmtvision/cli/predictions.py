@@ -1,4 +1,4 @@
-"""Predicting image by image, in batches, and showing it: text, CSV or JSON, each line as soon as it is known."""
+"""Predicting a stream of images in batches and printing text, CSV or JSON, each line as soon as it is known."""
 
 import sys
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class BadImageError(DataError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One image, its most probable classes, best first, and those the model decides for with their probabilities."""
+    """One image, its most probable classes, best first, and the classes decided for, with probabilities."""
 
     image: str
     top: Top
@@ -47,7 +47,7 @@ class View(Protocol):
 def predict_each(
     predictor: "Predictor", first: Source, others: Iterator[Source], top: int, batch_size: int
 ) -> Iterator[Outcome | BadImageError]:
-    """Predict a stream of images, holding one batch of them; an unreadable one comes back as an error."""
+    """Predict a stream of images, one batch at a time; an unreadable one is returned as an error."""
     waiting: list[tuple[str, Any]] = []
     for source in chain([first], others):
         try:
@@ -77,10 +77,10 @@ def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int) -> 
 
 
 class TextRows:
-    """A line an image: its name, then classes with their probabilities, best first.
+    """One line per image: its name, then classes with their probabilities, best first.
 
-    Of a multi-label model: every class it decides for, or 'none', then behind 'below 50%' as many others as there is
-    room for in --top.
+    Of a multi-label model: every class it decides for, or 'none', then after 'below 50%' as many others as --top
+    allows.
     """
 
     def __init__(self, several: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a record says of its origin: command, date, hardware, versions. Asked of this machine, never of the network."""
+"""The origin of a record: command, date, hardware, versions. Read from this machine, never from the network."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""``--resume auto``: the same command line starts a run or goes on with it, as a queue that restarts jobs needs it."""
+"""``--resume auto``: the same command line starts a run or resumes it, as job queues with restarts require."""
 
 import json
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ _SHOWN = 4
 
 
 def recipe_there(out: Path | None, name: str | None, settings: Sequence[str], minutes: float | None) -> "Recipe | None":
-    """The recipe of the run in a folder, None where there is none, after a check that it is what is asked for.
+    """The recipe of the run in a folder, None if there is none, after checking it against the given settings.
 
-    What was chosen for that run, or fitted to its time, is not chosen again: only what was given must be the same.
+    What was chosen for that run, or fitted to its time, is not chosen again: only the given settings must be equal.
 
     Raises:
-        ConfigError: no folder was named, or the run there has other settings.
+        ConfigError: no folder was named, or its run has other settings.
     """
     from cmtvision.engine.build import portable
-    from cmtvision.engine.choosing import FITTED
+    from cmtvision.engine.choosing.choose import FITTED
     from cmtvision.recipe import load_recipe
     from cmtvision.recipe.load import given_settings, load_asked, with_settings
 

@@ -1,12 +1,12 @@
-"""What ``cmtvision scale`` shows and writes: the tables of the law, JSON, and a recipe."""
+"""The output of ``cmtvision scale``: the tables of the law, JSON, and a recipe."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmtvision.cli.scale_target import Target
-    from cmtvision.models.scaling import Scaled
-    from cmtvision.models.variants import Variant
+    from cmtvision.models.analysis.scaling import Scaled
+    from cmtvision.models.cmt.variants import Variant
 
 _COLUMNS = ["network", "depths", "widths", "stem", "px", "parameters", "GMACs", "2.5^phi", "2.35^phi"]
 _RIGHT = _COLUMNS[3:]
@@ -14,7 +14,7 @@ _PHIS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
 def number(phi: float) -> str:
-    """phi as a person writes it, with all its digits."""
+    """phi as a user would write it, with all its digits."""
     return f"{phi:.10g}"
 
 
@@ -24,9 +24,9 @@ def joined(values: Sequence[int]) -> str:
 
 
 def show_scaled(scaled: "Scaled", target: "Target | None", reached: dict[str, Any]) -> None:
-    """The network beside its base, and how far it is from what was asked for."""
+    """The network next to its base, and how far it is from the target."""
     from cmtvision.cli import output
-    from cmtvision.models.scaling import scale
+    from cmtvision.models.analysis.scaling import scale
 
     rows = [_law_row(scaled.base, scale(scaled.base)), _law_row(f"phi {number(scaled.phi)}", scaled)]
     output.table(_COLUMNS, rows, right=_RIGHT)
@@ -39,15 +39,15 @@ def show_scaled(scaled: "Scaled", target: "Target | None", reached: dict[str, An
         threads = f", threads: {reached['threads']}" if reached["threads"] else ""
         output.result(
             f"measured here ({reached['device']}{threads}, batch 1): median of {len(times)} rounds, which took "
-            f"{min(times):.4g} to {max(times):.4g} ms; another time a neighbouring step may win"
+            f"{min(times):.4g} to {max(times):.4g} ms; at another time an adjacent step may be nearer"
         )
 
 
 def show_law(base: str, json: bool) -> None:
-    """The law, what it predicts and what its networks cost; and how near the paper's networks lie to it."""
+    """The law, its predictions and the cost of its networks; and how close the paper's networks are to it."""
     from cmtvision.cli import output
-    from cmtvision.models import scaling
-    from cmtvision.models.variants import VARIANTS
+    from cmtvision.models.analysis import scaling
+    from cmtvision.models.cmt.variants import VARIANTS
 
     scaling.apply_law(base, 0.0)
     steps = [scaling.scale(base, phi) for phi in _PHIS]
@@ -74,10 +74,10 @@ def show_law(base: str, json: bool) -> None:
     output.result(
         f"depth x {scaling.ALPHA}^phi, width x {scaling.BETA}^phi, resolution x {scaling.GAMMA}^phi\n"
         f"A step of 1 should cost {nominal} times the multiply-adds (paper: alpha * beta^1.5 * gamma^2 ~ {nominal});\n"
-        f"the product of these coefficients is {scaling.GROWTH:.2f}. Both predictions beside what is counted:\n"
+        f"the product of these coefficients is {scaling.GROWTH:.2f}. Both predictions next to the counted cost:\n"
     )
     output.table(_COLUMNS, [_law_row(f"{base} phi {number(step.phi)}", step) for step in steps], right=_RIGHT)
-    output.result("\nThe paper's other networks, each beside the step of cmt_s that is nearest in GMACs:\n")
+    output.result("\nThe paper's other networks, each next to the step of cmt_s that is nearest in GMACs:\n")
     rows = []
     for fit in fits:
         rows.append([fit.name, *_cells(fit.variant, fit.parameters, fit.macs), "-", "-"])
@@ -105,7 +105,7 @@ def as_json(scaled: "Scaled") -> dict[str, Any]:
 
 
 def as_recipe(scaled: "Scaled", name: str, command: str, reached: dict[str, Any]) -> str:
-    """A recipe that names the base and its options, so that what is trained by it opens on any machine."""
+    """A recipe that names the base and its options, so that its runs open on any machine."""
     import yaml
 
     side = scaled.variant.input_size

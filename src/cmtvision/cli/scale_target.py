@@ -1,4 +1,4 @@
-"""What ``cmtvision scale`` is asked for: a step phi, or the cost that the network should have."""
+"""The target of ``cmtvision scale``: a step phi, or the cost that the network should have."""
 
 import re
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from cmtvision.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cmtvision.models.scaling import Found
-    from cmtvision.models.variants import Variant
+    from cmtvision.models.analysis.scaling import Found
+    from cmtvision.models.cmt.variants import Variant
 
 Kind = Literal["gmacs", "params", "latency"]
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
@@ -70,7 +70,7 @@ def find(base: str, target: Target, measure: Callable[["Variant"], float]) -> "F
     Raises:
         ConfigError: a target beyond the smallest or the largest, naming what can be reached.
     """
-    from cmtvision.models.scaling import MAX_PHI, MIN_PHI, search, staircase
+    from cmtvision.models.analysis.scaling import MAX_PHI, MIN_PHI, search, staircase
 
     timed = target.kind == "latency"
     found = search(

@@ -1,4 +1,4 @@
-"""Where images to predict come from: files, folders, globs and standard input, one after another."""
+"""The images to predict: files, folders, globs and standard input, one after another."""
 
 import glob
 import os
@@ -14,23 +14,23 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II
 
 
 class Source(NamedTuple):
-    """An image to predict: what it is called, and its file, its bytes, or why there is none."""
+    """An image to predict: its name, and its file, its bytes, or the error."""
 
     name: str
     content: Path | bytes | DataError
 
 
 def find_images(words: Sequence[str]) -> Iterator[Source]:
-    """Every image that words mean, in their order; a folder's in the order of their names.
+    """Every image named by the given words, in their order; those of a folder in the order of their names.
 
-    A word that means none gives a source whose content is the error, so that the others go on.
+    A word without an image gives a source whose content is the error, so that the others continue.
     """
     for word in words:
         yield from _from_stdin() if word == _STDIN else _from_word(word)
 
 
 def is_image(head: bytes) -> bool:
-    """Whether bytes begin as an image file does."""
+    """Whether bytes begin like an image file."""
     if head.startswith(_SIGNATURES):
         return True
     boxed = (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] == b"ftypavif"
@@ -38,7 +38,7 @@ def is_image(head: bytes) -> bool:
 
 
 def _from_word(word: str) -> Iterator[Source]:
-    from cmtvision.data.listing import images_below
+    from cmtvision.data.listing.class_folders import images_below
 
     path = Path(word)
     if not word:  # an unset variable, not the current folder
@@ -54,7 +54,7 @@ def _from_word(word: str) -> Iterator[Source]:
             yield Source(word, DataError(f"{word}: no file matches"))
         yield from (Source(match, Path(match)) for match in matches)
     else:
-        yield Source(word, path)  # a missing file is named when its turn comes, and the others go on
+        yield Source(word, path)  # a missing file is named when its turn comes, and the others continue
 
 
 def _from_stdin() -> Iterator[Source]:
@@ -72,7 +72,7 @@ def _from_stdin() -> Iterator[Source]:
     found = False
     for number, line in enumerate(stream, start=1):
         if b"\0" in line:
-            reason = f"standard input: line {number} is no path, and the whole is no image of a known kind"
+            reason = f"standard input: line {number} is not a path, and the input is not an image of a known kind"
             yield Source("standard input", DataError(reason))
             return
         word = os.fsdecode(line.rstrip(b"\r\n"))

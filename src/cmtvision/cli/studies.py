@@ -1,4 +1,4 @@
-"""What the commands that train many networks share: where a study stands, whether it goes on, and a line a run."""
+"""Shared by the commands that train many networks: the study's folder, whether it is resumed, and one line per run."""
 
 import shlex
 import time
@@ -13,7 +13,7 @@ _STUDY_FILE = "study.json"
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a study stands in a folder."""
+    """Whether a folder contains a study."""
     return (folder / _STUDY_FILE).is_file()
 
 
@@ -23,13 +23,13 @@ def begin_study(
     """The study's folder and recipe.
 
     Args:
-        folder: where the study stands or will stand.
+        folder: the folder of the study, existing or new.
         named: whether the user named it.
         resume: 'no', 'yes' or 'auto'.
         recipe, settings: what --recipe and --set gave.
 
     Raises:
-        ConfigError: a study in the way, none to go on with, or another recipe for it.
+        ConfigError: a study in the way, none to resume, or another recipe for it.
     """
     from cmtvision.errors import ConfigError
     from cmtvision.recipe import load_recipe
@@ -39,7 +39,7 @@ def begin_study(
         raise ConfigError("--resume: say which study with --out")
     if resume == "no":
         if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-            hint = "go on with it with --resume, or " if there else ""
+            hint = "resume it with --resume, or " if there else ""
             raise ConfigError(f"{folder}: is not empty; {hint}choose another --out")
         return folder, load_recipe(recipe, settings)
     if resume == "yes" and not there:
@@ -54,7 +54,7 @@ def begin_study(
 
 
 def run_lines() -> Callable[..., None]:
-    """What says a line on stderr behind each run, with the time left where a run was trained just now."""
+    """A callback that prints a line on stderr after each run, with the time left if it was trained just now."""
     from cmtvision.cli import output
 
     trained: list[float] = []
@@ -81,6 +81,6 @@ def run_lines() -> Callable[..., None]:
 
 
 def resume_command(command: str, words: Sequence[str], options: Mapping[str, Any]) -> str:
-    """The command line that goes on with a study; options without a value are left out."""
+    """The command line that resumes a study; options without a value are left out."""
     given = [str(part) for name, value in options.items() if value is not None for part in (name, value)]
     return shlex.join(["cmtvision", command, *words, *given, "--resume"])

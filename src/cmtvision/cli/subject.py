@@ -1,4 +1,4 @@
-"""What a command is pointed at: a model's name, or a run folder."""
+"""The subject of a command: a model's name, or a run folder."""
 
 from pathlib import Path
 

@@ -1,18 +1,18 @@
-"""Floor 1: images in. The preprocess contract, data set readers, sampling, sample photos.
+"""Floor 1: images in. The preprocess contract, data set readers, sampling, sample images.
 
-Nothing here imports torch; what needs it is imported by its module: ``cmtvision.data.augment`` (``train_transform``,
-``mixer``, ``keyed_rng``) and ``cmtvision.data.images`` (``ImageDataset``).
+Nothing here imports torch; import what needs it from its module: ``cmtvision.data.training.augment``
+(``train_transform``, ``mixer``, ``keyed_rng``) and ``cmtvision.data.training.dataset`` (``ImageDataset``).
 """
 
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, ImageSource, each_image, open_image
-from cmtvision.data.index import DatasetIndex, Sample, Skipped, group_numbers
+from cmtvision.data.listing.index import DatasetIndex, Sample, Skipped, group_numbers
+from cmtvision.data.listing.split_file import write_split
 from cmtvision.data.photos import PhotoPath, StoredPhoto
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.data.readers import class_names_from, read_dataset
 from cmtvision.data.sample import SampleSummary, write_sample_data
-from cmtvision.data.sampling import EpochSampler, balanced_weights
-from cmtvision.data.shard_writer import SHARD_BYTES, ShardSummary, write_shards
-from cmtvision.data.split_file import write_split
+from cmtvision.data.shards.shard_writer import SHARD_BYTES, ShardSummary, write_shards
+from cmtvision.data.training.sampling import EpochSampler, balanced_weights
 
 __all__ = [
     "MAX_BYTES",

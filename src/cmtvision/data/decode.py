@@ -1,16 +1,16 @@
-"""Any image a user has becomes upright 8-bit RGB or gray, or one clear error.
+"""Decoding: any image becomes upright 8-bit RGB or gray, or one clear error.
 
 Files are read within limits on bytes and pixels, and only by Pillow's decoders for plain image formats (its EPS reader,
-for one, would start another program). What is done to odd images:
+for example, would start another program). How unusual images are treated:
 
-- EXIF orientation is applied, so the picture stands as the camera meant it;
+- EXIF orientation is applied, so the image is upright as the camera intended;
 - transparency (RGBA, LA, a palette or PNG with a transparent colour) is composited on white;
 - 16-bit gray is scaled by 1/257, rounded, not clipped; files of 32-bit integers (Pillow's mode I) must be within
   0..65535 and are taken as 16-bit, since that is how 16-bit images are kept there;
-- arrays of integers are 8-bit pixels and must be within 0..255, whatever their type; only uint16 is 16-bit, so what a
-  dark image means never depends on how dark it is;
+- arrays of integers are 8-bit pixels and must be within 0..255, whatever their type; only uint16 is 16-bit, so the
+  interpretation of a dark image never depends on how dark it is;
 - floats must be within 0..1 and are multiplied by 255, rounded;
-- one-bit images become gray, palettes, CMYK and the other colour spaces RGB; of an animation the first frame counts.
+- one-bit images become gray, palettes, CMYK and the other colour spaces RGB; of an animation the first frame is used.
 """
 
 import io
@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from cmtvision.data.photos import StoredPhoto
-from cmtvision.errors import DataError
+from ..errors import DataError  # a bundle holds this file as it is, in a package of another name
+from .photos import StoredPhoto
 
 
 class Tensor(Protocol):
-    """What is used of a torch tensor; PyTorch itself need not be there."""
+    """The part of a torch tensor's interface used here; PyTorch itself need not be installed."""
 
     def detach(self) -> Any:
         """The tensor without its gradient."""
@@ -68,18 +68,18 @@ def open_image(
     name: str | None = None,
     short_side: int | None = None,
 ) -> Image.Image:
-    """Read an image as RGB or L (gray), 8 bits a channel, upright.
+    """Read an image as RGB or L (gray), 8 bits per channel, upright.
 
     Args:
         source: a path, a file's bytes, a file opened in binary (read from its beginning), a PIL image, or an array
             (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of bool, uint8, another integer within 0..255, uint16 or
-            float within 0..1; a torch tensor of the same, channels first (C, H, W) or else last; or a photo in a shard
+            float within 0..1; a torch tensor of the same, channels first (C, H, W) or else last; or an image in a shard
             or table.
         max_pixels: refuse larger images, before decoding them.
         max_bytes: refuse larger files, before reading them.
-        name: what an error calls the image; by default its path.
-        short_side: shrink an image whose shorter side has more pixels than this to it. JPEG files are decoded at a
-            fraction of their size then, which is fast, and not quite what shrinking the whole would give.
+        name: the image's name in error messages; by default its path.
+        short_side: shrink an image whose shorter side has more pixels than this to it. JPEG files are then decoded at a
+            fraction of their size, which is fast, but not identical to shrinking the decoded image.
 
     Raises:
         DataError: missing, too big, damaged, or not an image; one line with the name.
@@ -114,7 +114,7 @@ def open_image(
 
 
 def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None = None) -> tuple[int, int]:
-    """Width and height of an image as it is kept, before EXIF turns it; nothing is decoded, so it may be damaged.
+    """Width and height of an image as stored, before EXIF rotation; nothing is decoded, so it may be damaged.
 
     Raises:
         DataError: missing, too big, or not an image; one line with the name.
@@ -132,7 +132,7 @@ def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None
 
 
 def shrunk(picture: Image.Image, short_side: int | None) -> Image.Image:
-    """The picture with its shorter side at most so many pixels long; itself where it is."""
+    """The image shrunk so that its shorter side has at most that many pixels; unchanged if it already has."""
     if short_side is None or min(picture.size) <= short_side:
         return picture
     return picture.resize(_shrunk_size(picture.size, short_side), Image.Resampling.BICUBIC)
@@ -144,7 +144,7 @@ def _shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def each_image(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """The images in what a caller gave: one image alone is a list of one, whatever it is held in.
+    """The images in an argument: a single image, in any form, is a list of one.
 
     Args:
         images: any iterable of images; one image; or a batch, as an array (N, H, W, C) or a tensor (N, C, H, W) or
@@ -181,7 +181,7 @@ def as_array(tensor: Tensor, channels: Collection[int]) -> npt.NDArray[Any]:
     """The pixels of a tensor as (H, W) or (H, W, C): its first axis is C where its length is among ``channels``.
 
     Raises:
-        DataError: it has no pixels that could be read.
+        DataError: its pixels cannot be read.
     """
     try:
         plain = tensor.detach().cpu()
@@ -192,7 +192,7 @@ def as_array(tensor: Tensor, channels: Collection[int]) -> npt.NDArray[Any]:
 
 
 def to_uint8(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
-    """Pixels of any supported type as 8 bits, same shape; the rules stand in the module's docstring.
+    """Pixels of any supported type as 8 bits, same shape; the rules are in the module's docstring.
 
     Raises:
         DataError: another type, or values outside its range.
@@ -222,7 +222,7 @@ def to_uint8(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
 
 
 def _content(source: Any, max_bytes: int, name: str | None) -> tuple[bytes, str]:
-    """An encoded image, and what it is called."""
+    """An encoded image, and its name."""
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
         return _file_bytes(Path(path), max_bytes, name or path), name or path
@@ -245,7 +245,7 @@ def _content(source: Any, max_bytes: int, name: str | None) -> tuple[bytes, str]
 
 
 def _rest(file: IO[bytes], max_bytes: int, name: str) -> bytes:
-    """All of an open file, from its beginning where it has one; a byte more than the limit of a longer one."""
+    """The content of an open file, from its beginning if it can seek; one byte more than the limit if it is longer."""
     try:
         if file.seekable():
             file.seek(0)  # as Pillow does: whoever has just written it stands at its end

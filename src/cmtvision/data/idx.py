@@ -21,7 +21,7 @@ def read_idx(file: Path | Traversable, expected_shape: tuple[int, ...]) -> npt.N
 
     Args:
         file: the .gz file.
-        expected_shape: what it must hold; nothing beyond its size is ever decompressed.
+        expected_shape: the required shape; nothing beyond its size is ever decompressed.
 
     Raises:
         DataError: missing, damaged, or of another shape.

@@ -1,7 +1,7 @@
-"""A photo that is no file of its own: one of many in a shard, a table or another library's data set.
+"""An image that is not a file of its own: one of many in a shard, a table or another library's data set.
 
 A ``StoredPhoto`` is small, frozen and picklable, so a list of a million of them travels to loader processes. It names a
-store, and the store knows how to open itself again in each process.
+store, and the store can reopen itself in each process.
 """
 
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from typing import Protocol, TypeAlias
 
 from PIL import Image
 
-from cmtvision.errors import DataError
+from ..errors import DataError  # a bundle holds this file as it is, in a package of another name
 
 
 class PhotoStore(Protocol):
-    """What holds photos: a frozen, picklable object that opens its files in whatever process reads from it."""
+    """A store of images: a frozen, picklable object that opens its files in the process that reads from it."""
 
     def read(self, place: int, size: int) -> bytes | Image.Image:
-        """The photo at a place, as a file's bytes, or decoded where the store has no file. DataError if it cannot."""
+        """The image at a place, as a file's bytes, or decoded where the store has no file. DataError if it cannot."""
 
     def __str__(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPhoto:
-    """A photo inside a store.
+    """An image inside a store.
 
     Args:
         store: what holds it.
         name: its name, unique in the data set, with forward slashes; it decides order and split as a path would.
-        place: where it stands there: an offset in bytes, or a row.
+        place: its position in the store: an offset in bytes, or a row.
         size: bytes of its file, -1 where that is not known before it is read.
     """
 
@@ -39,10 +39,10 @@ class StoredPhoto:
     size: int = -1
 
     def read(self, max_bytes: int | None = None) -> bytes | Image.Image:
-        """The photo as a file's bytes, or decoded where it never was a file.
+        """The image as a file's bytes, or decoded where it never was a file.
 
         Raises:
-            DataError: more than max_bytes, or the store cannot be read; one line with the photo's name.
+            DataError: more than max_bytes, or the store cannot be read; one line with the image's name.
         """
         if max_bytes is not None and self.size > max_bytes:
             raise DataError(f"{self}: {self.size:,} bytes, more than the limit of {max_bytes:,} (data.max_bytes)")

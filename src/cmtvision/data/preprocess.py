@@ -1,8 +1,8 @@
-"""The preprocess contract: an image becomes the network's input, by one implementation everywhere.
+"""The preprocess contract: one implementation everywhere that turns an image into the network's input.
 
 Resize (Pillow, antialiased) so that the image covers size / crop_pct, crop the centre, scale to 0..1, normalise. NumPy
-and Pillow only, bit-equal to timm's evaluation transform (tests/unit/test_data_preprocess.py); training's evaluation,
-prediction and every exported file use this and its JSON block.
+and Pillow only, bit-equal to timm's evaluation transform (tests/unit/data); training's evaluation, prediction and every
+exported file use this and its JSON block.
 
 H W height and width in pixels, C channels.
 """
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cmtvision.data.decode import MAX_PIXELS, ImageSource, as_array, is_tensor, open_image, to_uint8
-from cmtvision.errors import DataError
+from ..errors import DataError  # a bundle holds this file as it is, in a package of another name
+from .decode import MAX_PIXELS, ImageSource, as_array, is_tensor, open_image, to_uint8
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 FORMAT_VERSION = 1
@@ -30,7 +30,7 @@ _KEYS = {"format_version", "size", "crop_pct", "interpolation", "mean", "std", "
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens to an image before the network sees it.
+    """The steps from an image to the network's input.
 
     Args:
         size: (height, width) of the network's input in pixels.
@@ -40,7 +40,7 @@ class Preprocess:
         channels: 1 (grayscale), 3 (RGB), or another count, which only arrays of (H, W, C) can have.
 
     Raises:
-        DataError: values that make no sense, at construction; see ``__call__`` for images.
+        DataError: invalid values, at construction; see ``__call__`` for images.
     """
 
     size: tuple[int, int]
@@ -97,7 +97,7 @@ class Preprocess:
         """From the JSON block of ``to_dict``.
 
         Raises:
-            DataError: missing or unknown keys, another format version, or values that make no sense.
+            DataError: missing or unknown keys, another format version, or invalid values.
         """
         if block.get("format_version") != FORMAT_VERSION:
             raise DataError(
@@ -194,9 +194,9 @@ class Preprocess:
     def _crop_of_resized(
         self, picture: Image.Image, new_size: tuple[int, int], filter_: Image.Resampling
     ) -> Image.Image:
-        """The centre crop of a picture so long and thin that all of it, resized to (height, width), fills the memory.
+        """The centre crop of an image so long and thin that resizing all of it would fill the memory.
 
-        Only what the crop shows is resized: the same pixels, but for the rounding of places to float32.
+        Only the cropped part is resized: the same pixels, up to the rounding of positions to float32.
         """
         starts, ends, cut_starts, cut_ends = [], [], [], []
         for edge, new_edge, crop in zip(reversed(picture.size), new_size, self.size, strict=True):
@@ -223,7 +223,7 @@ class Preprocess:
 
 
 def _start(have: int, want: int) -> int:
-    """Where the centre crop begins; negative where the image is the smaller one."""
+    """Start of the centre crop; negative if the image is smaller than the crop."""
     return round((have - want) / 2.0) if have >= want else -((want - have) // 2)
 
 

@@ -1,9 +1,9 @@
-"""Which photos there are, of which class, and which are held out, whatever the data is (see ``sources``).
+"""Reading a data set: its images, their classes, and which are held out, for every kind of data (see ``sources``).
 
 Every file is decoded once when a data set is read, so what is damaged is named, counted and left out before training
-starts; only shards and torchvision's sets are taken as they are, since their photos are many and were checked when they
-were written. Without a validation part one is chosen of the training photos by a hash of the seed and each path: it is
-the same on every machine, and a photo added later moves no other (see ``splits.held_out`` for the one exception).
+starts; only shards and torchvision's sets are trusted, since they have many images that were checked when they were
+written. Without a validation part one is chosen from the training images by a hash of the seed and each path: it is the
+same on every machine, and an image added later moves no other (see ``splits.held_out`` for the one exception).
 """
 
 import warnings
@@ -16,11 +16,11 @@ from os import PathLike
 from pathlib import Path
 
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, open_image
-from cmtvision.data.index import DatasetIndex, Sample, Skipped
-from cmtvision.data.listing import Entry, Listing
-from cmtvision.data.sources import ReadOptions, absolute, list_source, source_text
-from cmtvision.data.split_file import take_split
-from cmtvision.data.splits import held_out, long_name
+from cmtvision.data.listing.class_folders import Entry, Listing
+from cmtvision.data.listing.index import DatasetIndex, Sample, Skipped
+from cmtvision.data.listing.split_file import take_split
+from cmtvision.data.listing.splits import held_out, long_name
+from cmtvision.data.sources.words import ReadOptions, absolute, list_source, source_text
 from cmtvision.errors import DataError
 from cmtvision.machine import usable_processors
 
@@ -45,26 +45,26 @@ def read_dataset(
     multi_label: bool = False,
     split_file: str | PathLike[str] | None = None,
 ) -> DatasetIndex:
-    """Read a data set's list of photos.
+    """Read a data set's list of images.
 
     Args:
         path: a folder of class folders; a folder with train/, val/ and test/ (see ``splits`` for other words) of class
             folders; a CSV or Parquet table with the columns path (or image), label and optionally split; WebDataset
             shards, as a folder of .tar files, one of them, or an fsspec URL with braces
             (``s3://bucket/train-{000000..000127}.tar``); ``torchvision:NAME``; ``hf:NAME[:config]``.
-        val_fraction: share of the training photos to hold out where the data has no validation part; at least one of
+        val_fraction: share of the training images to hold out where the data has no validation part; at least one of
             each class with two, and 0 holds out nothing. A test part is never touched by it.
-        split_seed: which photos those are.
+        split_seed: which images those are.
         classes: fix the classes and their order, as a trained model has them; the data may then lack some. Data with
-            held-out photos alone keeps its parts then (with a val_fraction of 0); else it counts as not yet split.
+            held-out images alone keeps its parts then (with a val_fraction of 0); else it counts as not yet split.
         verify: decode every file; without it only missing files and wrong extensions are skipped.
         root: what a table's paths are relative to; by default the table's folder.
         allow_outside: let a table's paths be absolute or leave ``root`` by '..'.
         max_pixels, max_bytes: larger images and files are skipped by name.
         progress: called as progress(done, total) while files are verified, or shards without an index scanned.
         image_column, label_column: columns of a table or Hugging Face data set, where they have no usual name.
-        multi_label: a photo may have several classes, or none: its label is a list, or in a CSV text joined by '|'.
-        split_file: a CSV of ``write_split``, which then decides the split; see ``take_split`` for photos not in it.
+        multi_label: an image may have several classes, or none: its label is a list, or in a CSV text joined by '|'.
+        split_file: a CSV of ``write_split``, which then decides the split; see ``take_split`` for images not in it.
 
     Raises:
         DataError: no such path, nothing in it, one class only, a class without a usable training image, a class of a
@@ -138,10 +138,10 @@ def class_names_from(path: str | PathLike[str]) -> list[str]:
 
 
 def _undo_split_without_train(listing: Listing) -> None:
-    """Held-out photos without any to train on are data that is not yet split.
+    """Treat held-out images without any training images as data that is not yet split.
 
     Raises:
-        DataError: there is a folder for training photos, and nothing in it; others must not take their place.
+        DataError: the folder for training images is empty; others must not replace them.
     """
     if not listing.entries or any(entry.split in (None, "train") for entry in listing.entries):
         return
@@ -160,8 +160,9 @@ def _undo_split_without_train(listing: Listing) -> None:
 
 
 def _empty_folders(listing: Listing, usable: Sequence[Entry]) -> list[Skipped]:
-    """Class folders without a usable photo; in a training part they are an error, unless the classes are fixed."""
-    filled = {name for entry in usable if isinstance(entry.path, Path) for name in entry.path.parents}
+    """Class folders without a usable image; in a training part they are an error, unless the classes are fixed."""
+    folders = {entry.path.parent for entry in usable if isinstance(entry.path, Path)}
+    filled = {name for folder in folders for name in (folder, *folder.parents)}
     return [
         Skipped(folder, "no usable image in this class") for folder in listing.class_folders if folder not in filled
     ]
@@ -238,10 +239,10 @@ def _class_names(
 def _without_unknown_classes(
     source: str, usable: Sequence[Entry], fixed: Sequence[str] | None
 ) -> tuple[list[Entry], list[Skipped]]:
-    """Leave out test photos of classes that nobody learned: they are in nobody's way until they are measured.
+    """Leave out test images of classes that were not learned.
 
     Raises:
-        DataError: there are held-out photos of such a class, which could only be wrong.
+        DataError: there are held-out images of such a class, which could never be right.
     """
     learned = set(fixed or (name for entry in usable if entry.split in (None, "train") for name in entry.labels))
     reasons: dict[tuple[str, ...], str] = {}
@@ -263,7 +264,7 @@ def _without_unknown_classes(
 
 
 def _alike(name: str, known: Collection[str]) -> str:
-    """A hint where a class was probably meant to be another."""
+    """A hint if a class was probably meant to be another."""
     lowered = {other.lower(): other for other in sorted(known, reverse=True)}
     found = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" (is it {lowered[found[0]]!r}?)" if found else ""

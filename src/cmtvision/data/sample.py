@@ -1,7 +1,7 @@
-"""Real photos to start with: Fashion-MNIST (Zalando SE, MIT licence), written as a folder data set of PNG files.
+"""Real images to start with: Fashion-MNIST (Zalando SE, MIT licence), written as a folder data set of PNG files.
 
-The package carries the 10,000 test photos, 28 x 28 pixels, ten classes. They are split 8,000/2,000 by a fixed seed;
-with ``full`` the 60,000 training photos are fetched and the 10,000 are held out, as the data set's authors mean it.
+The package carries the 10,000 test images, 28 x 28 pixels, ten classes. They are split 8,000/2,000 by a fixed seed;
+with ``full`` the 60,000 training images are fetched and the 10,000 are held out, as the data set's authors intended.
 """
 
 import os
@@ -36,7 +36,7 @@ _Photos = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # (N, 28, 28) pix
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What was written: the folder, photos in each part, class names, and where the photos came from."""
+    """What was written: the folder, images in each part, class names, and where the images came from."""
 
     directory: Path
     num_train: int
@@ -54,11 +54,11 @@ def write_sample_data(
     source: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> SampleSummary:
-    """Write the photos as train/<class>/NNNNN.png and val/<class>/NNNNN.png (the number is the place in the original).
+    """Write the images as train/<class>/NNNNN.png and val/<class>/NNNNN.png (the number is the place in the original).
 
     Args:
         directory: where to; it appears only when everything is written.
-        full: 60,000 and 10,000 photos instead of 8,000 and 2,000.
+        full: 60,000 and 10,000 images instead of 8,000 and 2,000.
         overwrite: replace sample data written here before (never other files).
         progress: called as progress(done, total).
         source: for ``full``, the folder of the original .gz files; by default the Debian package
@@ -66,7 +66,7 @@ def write_sample_data(
         cache_dir: where a download is kept; by default cmtvision in the user's cache folder.
 
     Raises:
-        DataError: the directory is not empty, the photos cannot be fetched, the disk is full.
+        DataError: the directory is not empty, the images cannot be fetched, the disk is full.
     """
     target = Path(directory)
     check_target(target, overwrite, "photos", _foreign)
@@ -92,7 +92,7 @@ def write_sample_data(
 
 
 def _split(labels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.int64]]:
-    """The places of the bundled photos in each part, sorted: the same number of each class is held out."""
+    """The positions of the bundled images in each part, sorted: the same number of each class is held out."""
     generator = np.random.Generator(np.random.PCG64(_SPLIT_SEED))
     chosen = [generator.permutation(np.flatnonzero(labels == label))[:_VAL_PER_CLASS] for label in range(len(CLASSES))]
     held_out = np.sort(np.concatenate(chosen))
@@ -100,7 +100,7 @@ def _split(labels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.int64]]:
 
 
 def _foreign(folder: Path) -> str | None:
-    """What ``write_sample_data`` did not write there: any other name, link, or file that is no photo of its kind."""
+    """What ``write_sample_data`` did not write there: another name, a link, or a file that is not such an image."""
     labels = _test_photos()[1]
     files = {_name(part, labels[place], place) for part, places in _split(labels).items() for place in places.tolist()}
     full = any(int(file.stem) >= len(labels) for file in folder.glob(f"train/*/{'[0-9]' * 5}.png"))
@@ -113,7 +113,7 @@ def _foreign(folder: Path) -> str | None:
             ours = name in folders and not item.is_symlink()
         elif name == _MARK:
             ours = True
-        else:  # the labels of the original training photos are not at hand: their names must be of the kind
+        else:  # the labels of the original training images are not at hand: their names must be of the kind
             kind = full and re.fullmatch(rf"train/({classes})/[0-5][0-9]{{4}}\.png", name)
             ours = bool(name in files or kind) and _is_photo(item)
         if not ours:

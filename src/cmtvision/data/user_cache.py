@@ -7,12 +7,12 @@ from cmtvision.user_folders import user_cache_folder
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder in it, made if it is not there; XDG_CACHE_HOME moves the whole.
+    """A folder in it, created if it does not exist; XDG_CACHE_HOME moves the whole cache.
 
-    Where there is no home folder, or none that may be written to, it is among the temporary files.
+    Without a writable home folder, it is among the temporary files.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: it cannot be created.
     """
     folder = Path("cmtvision", *parts)
     try:

@@ -1,7 +1,7 @@
-"""Writing a folder so that it appears whole, and so that nothing that somebody else put there is ever deleted.
+"""Writing a folder so that it appears whole, and without ever deleting other people's files.
 
-A new folder is filled under another name beside its place and renamed. One that is there already is filled from within
-and stays the folder that it is: a shell may stand in it, it may be a link, or a disk mounted there.
+A new folder is filled under another name next to its destination and renamed. An existing one is filled in place
+and remains the same folder: it may be a shell's current folder, a link, or a mount point.
 """
 
 import os
@@ -19,19 +19,19 @@ def check_target(target: Path, overwrite: bool, what: str, foreign: Foreign) -> 
     """Refuse a folder to write to, before anything is written.
 
     Raises:
-        DataError: a file; or a folder with something in it, and no ``overwrite`` or something that is not ours.
+        DataError: a file; or a non-empty folder without ``overwrite``, or with content that is not ours.
     """
     if target.exists() and not target.is_dir():
         raise DataError(f"{target}: is a file; name a folder to write the {what} to")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise DataError(f"{target}: the folder is not empty; choose another, or use --overwrite to write it anew")
+        raise DataError(f"{target}: the folder is not empty; choose another, or use --overwrite to write it again")
     _refuse(target, foreign(target))
 
 
 def partial_folder(target: Path) -> Path:
-    """Where to make and fill what becomes ``target``; on the same disk, and not made yet."""
+    """The path at which to fill what becomes ``target``; on the same disk, and not created yet."""
     place = target.resolve()
     return (
         place / f".partial-{os.getpid()}" if place.is_dir() else place.with_name(f".{place.name}.partial-{os.getpid()}")
@@ -39,11 +39,11 @@ def partial_folder(target: Path) -> Path:
 
 
 def move_into_place(partial: Path, target: Path, foreign: Foreign) -> None:
-    """Put what was filled where it belongs, in the place of what is ours there.
+    """Move the filled folder to its destination, replacing what is ours there.
 
     Raises:
-        DataError: something that is not ours came meanwhile.
-        OSError: the disk refuses it; what was there is there again.
+        DataError: something that is not ours appeared meanwhile.
+        OSError: it cannot be written; the previous content is restored.
     """
     place = target.resolve()
     if partial.parent != place:
@@ -70,7 +70,7 @@ def move_into_place(partial: Path, target: Path, foreign: Foreign) -> None:
 def below(folder: Path, name: str = "") -> Iterator[tuple[str, Path]]:
     """Everything in a folder and below it, with its name from there, what is in a folder before the folder.
 
-    Links are given and not followed.
+    Links are yielded and not followed.
     """
     for item in sorted((folder / name).iterdir()):
         inner = f"{name}/{item.name}" if name else item.name

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: it is filled under a temporary name beside its place and then renamed."""
+"""A folder that appears whole or not at all: filled under a temporary name next to its destination, then renamed."""
 
 import os
 import shutil
@@ -7,33 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmtvision.artefact.card import CARD_FILE, Card, read_card
-from cmtvision.artefact.export_files import (
+from cmtvision.artefact.card import CARD_FILE, Card
+from cmtvision.artefact.run.exports import (
     BUNDLE_FILES,
     BUNDLE_PACKAGE,
     BUNDLE_SCRIPT,
     PYTHON_CACHE,
     QUANTIZATION_FILE,
     RUN_FILES,
+    bundle_sources,
 )
 from cmtvision.errors import CheckpointError, ConfigError
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Refuse to write an export to where something is.
+    """Refuse to write an export over anything else.
 
     Raises:
-        ConfigError: a file, or a folder with something in it and no ``overwrite``; or one that is no export, or holds
-            anything besides it, which is never replaced: it may hold photos, or the run itself.
+        ConfigError: the target is a file, or a non-empty folder without ``overwrite``; or it is not an export or holds
+            anything else, and is never replaced, since it may hold images or the run itself.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
         raise ConfigError(f"{out}: is a file; name a folder to write")
     if not overwrite:
-        raise ConfigError(f"{out}: is there already; choose another --out, or use --overwrite")
+        raise ConfigError(f"{out}: already exists; choose another --out, or use --overwrite")
     try:
-        card = Card.from_dict(read_card(out), out / CARD_FILE)
+        card = Card.read(out)
     except CheckpointError:
         card = None
     if card is None or card.export is None:
@@ -46,24 +47,35 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
 
 
 def _first_foreign(out: Path, files: set[str]) -> str | None:
-    """The first entry of a folder that we did not write; None where there is none.
+    """The first entry of a folder that was not written by us; None if there is none.
 
     Args:
         out: the folder of an export or a bundle.
         files: names of an export's files.
     """
-    from cmtvision.deploy.bundle import SOURCES
-
     is_bundle = (out / BUNDLE_SCRIPT).is_file() and (out / BUNDLE_PACKAGE).is_dir()
     if is_bundle:
         files |= {*BUNDLE_FILES}
-    sources = {"__init__.py", *(Path(name).name for name in SOURCES)}
     for entry in sorted(out.iterdir()):
         if is_bundle and entry.name == BUNDLE_PACKAGE and not entry.is_symlink():
-            inside = [one for one in sorted(entry.iterdir()) if not _is_ours(one, sources, is_bundle)]
-            if inside:
-                return f"{entry.name}/{inside[0].name}"
+            inside = _first_foreign_source(entry)
+            if inside is not None:
+                return f"{entry.name}/{inside}"
         elif not _is_ours(entry, files, is_bundle):
+            return entry.name
+    return None
+
+
+def _first_foreign_source(package: Path) -> str | None:
+    sources = set(bundle_sources())
+    names = {name for name in sources if "/" not in name}
+    for entry in sorted(package.iterdir()):
+        if entry.name == "data" and entry.is_dir() and not entry.is_symlink():
+            inner = {name.removeprefix("data/") for name in sources if "/" in name}
+            for one in sorted(entry.iterdir()):
+                if not _is_ours(one, inner, True):
+                    return f"data/{one.name}"
+        elif not _is_ours(entry, names, True):
             return entry.name
     return None
 
@@ -76,13 +88,13 @@ def _is_ours(entry: Path, files: set[str], is_bundle: bool) -> bool:
 
 @contextmanager
 def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` when the block ends well, and is gone when it does not.
+    """A temporary folder that becomes ``out`` if the block succeeds and is deleted otherwise.
 
-    A link to a folder stays a link; the folder that it leads to is written.
+    A link to a folder stays a link; the folder it points to is written.
 
     Raises:
-        ConfigError: something is there already, see ``refuse_existing``.
-        CheckpointError: the disk refuses it.
+        ConfigError: the target already exists, see ``refuse_existing``.
+        CheckpointError: it cannot be written.
     """
     refuse_existing(out, overwrite)
     temporary: Path | None = None
@@ -105,7 +117,7 @@ def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _put(temporary: Path, place: Path) -> None:
-    """Rename a folder to its place. Raises OSError, and what was there is there again."""
+    """Rename a folder to its destination. Raises OSError after restoring what was there."""
     if not place.exists():
         temporary.rename(place)
         return
@@ -120,7 +132,7 @@ def _put(temporary: Path, place: Path) -> None:
 
 
 def copy_run_files(run: Path | None, folder: Path) -> None:
-    """Copy a run's recipe, data record and split, as far as it has them: they say which photos it held out."""
+    """Copy a run's recipe, data record and split, if present: they record which images it held out."""
     for name in RUN_FILES:
         if run is not None and (run / name).is_file():
             shutil.copyfile(run / name, folder / name)

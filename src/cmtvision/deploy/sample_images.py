@@ -1,22 +1,22 @@
-"""Which images a model is compared on: given ones, or the photos that its run held out; the same ones each time."""
+"""The images a model is compared on: given ones, or the images that its run held out; the same ones each time."""
 
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cmtvision.artefact.run_files import read_run_data
+from cmtvision.artefact.run.data import read_run_data
 from cmtvision.data import ImageSource, open_image
-from cmtvision.data.listing import images_below
+from cmtvision.data.listing.class_folders import images_below
 from cmtvision.errors import ConfigError, DataError
 
 DEFAULT_NUM_IMAGES = 64
 
 
 def find_images(images: Sequence[ImageSource] | str | Path) -> list[ImageSource]:
-    """Images as they are, and all images in folders and below them, by name.
+    """Given images unchanged, and all images in given folders and below them, by name.
 
     Raises:
-        DataError: nothing there.
+        DataError: no images found.
     """
     words: Iterable[ImageSource] = [images] if isinstance(images, str | Path) else images
     found: list[ImageSource] = []
@@ -34,7 +34,7 @@ def find_images(images: Sequence[ImageSource] | str | Path) -> list[ImageSource]
 
 
 def choose(images: Sequence[ImageSource], count: int, seed: int = 0) -> list[ImageSource]:
-    """So many of the images, spread over all of them by a seed, in their order; all where there are fewer.
+    """``count`` of the images, chosen by a seed, in their order; all of them if there are fewer.
 
     Raises:
         ConfigError: a count below 1.
@@ -47,12 +47,12 @@ def choose(images: Sequence[ImageSource], count: int, seed: int = 0) -> list[Ima
 
 
 def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, seed: int = 0) -> list[ImageSource] | None:
-    """So many of the photos that a run held out; None where its data is not on record.
+    """``count`` of the images that a run held out; None if its data is not on record.
 
-    Where it held out none, they are of those it trained on: photos set apart for test are not looked at.
+    If it held out none, they are taken from its training images: images set apart for test are not read.
 
     Raises:
-        ConfigError: the data is not there any more, or none of its photos can be read; or a count below 1.
+        ConfigError: the data is not there any more, or none of its images can be read; or a count below 1.
     """
     if count < 1:
         raise ConfigError(f"number of images {count}: expected at least 1")
@@ -68,7 +68,7 @@ def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, see
         try:
             open_image(paths[place])
         except DataError:
-            continue  # damaged photos were left out of the run's figures too
+            continue  # damaged images were left out of the run's figures too
         chosen.append(place)
         if len(chosen) == count:
             break

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from cmtvision.engine.distributed.processes import SINGLE, Processes
 from cmtvision.engine.lightning_settings import trainer_precision
 from cmtvision.engine.memory import saved_bytes
-from cmtvision.engine.processes import SINGLE, Processes
 from cmtvision.errors import ConfigError
 from cmtvision.machine import memory
 from cmtvision.recipe import Recipe

@@ -12,8 +12,9 @@ from torch import nn
 from cmtvision.artefact.files import MODEL_FILE
 from cmtvision.data import Preprocess
 from cmtvision.errors import CheckpointError, ConfigError, DataError
-from cmtvision.models import create_model
-from cmtvision.models.registry import check_name
+from cmtvision.models import build_shapes_only, create_model
+from cmtvision.models.accelerate import accelerate
+from cmtvision.models.registry import check_name, has_fixed_size
 from cmtvision.models.user_models import expand
 from cmtvision.models.weight_sources import HOSTED, fetch_weights, loader_arguments
 from cmtvision.recipe import ModelSection, Recipe
@@ -32,7 +33,7 @@ class BuiltModel:
 
 
 def portable(recipe: Recipe) -> Recipe:
-    """The recipe with a model that the user named replaced by what the name stands for, so that a run opens anywhere.
+    """The recipe with a model that the user described replaced by what that stands for, so that a run opens anywhere.
 
     Raises:
         ConfigError: options of the recipe that do not go together with the model's.
@@ -60,10 +61,11 @@ def portable(recipe: Recipe) -> Recipe:
 def fetch_pretrained(recipe: Recipe, resume: bool = False) -> None:
     """Download what the recipe takes as 'pretrained', of the model and of the teacher, before anything begins.
 
-    A run that goes on needs its teacher's only.
+    A resumed run needs only its teacher's.
 
     Raises:
-        FetchError: weights that did not come.
+        ConfigError: an unknown teacher, or a model without released weights.
+        FetchError: weights that could not be fetched.
     """
     model, distill = recipe.model, recipe.distill
     if model.weights == "pretrained" and not resume:
@@ -81,7 +83,7 @@ def fetch_pretrained(recipe: Recipe, resume: bool = False) -> None:
 
 
 def build_model(recipe: Recipe, num_classes: int, resume: bool = False) -> BuiltModel:
-    """Create the recipe's model, with its weights where the recipe names some.
+    """Create the recipe's model for training, with its weights where the recipe names some.
 
     Args:
         recipe: what the run is.
@@ -96,27 +98,15 @@ def build_model(recipe: Recipe, num_classes: int, resume: bool = False) -> Built
     refused = loader_arguments(section.options)
     if refused:
         raise ConfigError(f"model.options.{refused[0]}: says where weights come from; use model.weights")
-    structure: dict[str, Any] = {"in_chans": section.in_chans}
-    cfg = timm.get_pretrained_cfg(section.name) if timm.is_model(section.name.partition(".")[0]) else None
-    if section.img_size is not None and cfg is not None and cfg.fixed_input_size:  # others take any size as they are
-        structure["img_size"] = section.img_size
-    if section.rel_pos is not None:
-        structure["rel_pos"] = section.rel_pos
-    structure |= section.options
-    rates: dict[str, Any] = {}
-    if section.drop_path_rate:
-        rates["drop_path_rate"] = section.drop_path_rate
-    if section.drop_rate is not None:
-        rates["drop_rate"] = section.drop_rate
-    for name in ("attn_drop_rate", "proj_drop_rate"):
-        if getattr(section, name):
-            rates[name] = getattr(section, name)
+    structure = structure_of(section, section.img_size)
+    rates = dropout_rates(section) | ({"drop_path_rate": section.drop_path_rate} if section.drop_path_rate else {})
     source = weight_arguments(section.name, None if resume else section.weights, section.use_ema)
     try:
         model = create_model(section.name, num_classes=num_classes, **structure, **rates, **source)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"weights {section.weights}: do not fit {section.name} ({reason})") from error
+    accelerate(model)
     if section.grad_checkpointing:
         model.set_grad_checkpointing()
     architecture = section.name
@@ -127,8 +117,42 @@ def build_model(recipe: Recipe, num_classes: int, resume: bool = False) -> Built
     return BuiltModel(model, architecture, structure, build_preprocess(recipe, model))
 
 
+def structure_of(section: ModelSection, img_size: int | tuple[int, int] | None = None) -> dict[str, Any]:
+    """What a recipe's network is made with beyond its name: what its card will say of it.
+
+    Args:
+        section: the recipe's.
+        img_size: of its images in pixels, said where the network is made for one size; others take any as they are.
+    """
+    structure: dict[str, Any] = {"in_chans": section.in_chans}
+    if img_size is not None and timm.is_model(section.name.partition(".")[0]) and has_fixed_size(section.name):
+        structure["img_size"] = img_size
+    if section.rel_pos is not None:
+        structure["rel_pos"] = section.rel_pos
+    return structure | section.options
+
+
+def dropout_rates(section: ModelSection) -> dict[str, Any]:
+    """The rates of dropout that a recipe gives its network; a classifier's may be 0 on purpose."""
+    rates: dict[str, Any] = {} if section.drop_rate is None else {"drop_rate": section.drop_rate}
+    return rates | {name: rate for name in ("attn_drop_rate", "proj_drop_rate") if (rate := getattr(section, name))}
+
+
+def shapes_of(section: ModelSection, num_classes: int) -> tuple[Any, tuple[int, int, int]]:
+    """A recipe's network without values, and the (C, H, W) of its input; see ``build_shapes_only``."""
+    described = structure_of(section) | dropout_rates(section)
+    shapes: tuple[Any, tuple[int, int, int]] = build_shapes_only(
+        section.name, section.img_size, num_classes, **described
+    )
+    return shapes
+
+
 def build_preprocess(recipe: Recipe, model: nn.Module) -> Preprocess:
-    """The model's own evaluation transform, with what the recipe overrides."""
+    """The model's own evaluation transform, with what the recipe overrides.
+
+    Raises:
+        ConfigError: values that do not fit.
+    """
     config = dict(resolve_model_data_config(model))
     size = recipe.model.img_size
     if size is not None:
@@ -142,7 +166,12 @@ def build_preprocess(recipe: Recipe, model: nn.Module) -> Preprocess:
 
 
 def weight_arguments(name: str, weights: str | None, use_ema: bool) -> dict[str, Any]:
-    """The arguments of create_model that load a recipe's weights: a file, a run folder, or the released ones."""
+    """The arguments of create_model that load a recipe's weights: a file, a run folder, or the released ones.
+
+    Raises:
+        ConfigError: a model without released weights.
+        CheckpointError: a file that cannot be read.
+    """
     if weights is None:
         return {}
     if weights == "pretrained":

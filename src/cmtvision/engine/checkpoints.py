@@ -15,14 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmtvision.engine.processes import Processes
+from cmtvision.artefact.run.names import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, WRITING_CHECKPOINT, has_checkpoint
+from cmtvision.engine.distributed.processes import Processes
 from cmtvision.errors import CheckpointError
 from cmtvision.weights.files import read_pickle
-
-CHECKPOINTS = Path("checkpoints")
-LAST_CHECKPOINT = CHECKPOINTS / "last.ckpt"
-PREVIOUS_CHECKPOINT = CHECKPOINTS / "previous.ckpt"
-WRITING_CHECKPOINT = CHECKPOINTS / ".writing.ckpt"
 
 
 def save_checkpoint(out: Path, save: Callable[[Path], None], processes: Processes) -> None:
@@ -83,11 +79,6 @@ def find_checkpoint(out: Path) -> tuple[Path, list[str]]:
             "; ".join(damaged) + "; there is no whole checkpoint left, start anew with --overwrite or another --out"
         )
     raise CheckpointError(f"{out}: nothing to resume, no {LAST_CHECKPOINT} in it; start without --resume")
-
-
-def has_checkpoint(out: Path) -> bool:
-    """Whether a run left something to resume from, whole or not."""
-    return (out / LAST_CHECKPOINT).is_file() or (out / PREVIOUS_CHECKPOINT).is_file()
 
 
 def random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training, from a recipe and a folder of photos to a run folder (see run_folder.py for what it holds)."""
+"""Training, from a recipe and a folder of photos to a run folder (see artefact/run for what it holds)."""
 
 import json
 import shlex
@@ -15,29 +15,10 @@ from rich.console import Console
 
 from cmtvision.artefact import Artefact, Predictor, write_artefact
 from cmtvision.artefact.confusion import MATRIX_CLASSES
-from cmtvision.artefact.files import Task, write_text
+from cmtvision.artefact.files import Task
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.data import DatasetIndex, Sample, Skipped
-from cmtvision.engine.batch_size import choose_batch_size
-from cmtvision.engine.build import BuiltModel, build_model, portable
-from cmtvision.engine.callbacks import RunCallback, RunPlan
-from cmtvision.engine.checkpoints import find_checkpoint, has_checkpoint
-from cmtvision.engine.distill import build_distiller
-from cmtvision.engine.ema import EmaCallback
-from cmtvision.engine.evaluate import Evaluation, evaluate_samples
-from cmtvision.engine.fsdp import check_sharding
-from cmtvision.engine.held_out import read_photos
-from cmtvision.engine.lightning_settings import quiet_lightning, run_settings, trainer_place, trainer_precision
-from cmtvision.engine.loaders import TrainLoader, class_counts, eval_loader, train_loader
-from cmtvision.engine.look import reading_seconds
-from cmtvision.engine.module import TrainingModule
-from cmtvision.engine.multilabel import MultiLabelEvaluation
-from cmtvision.engine.optim import freeze
-from cmtvision.engine.pace import Pace
-from cmtvision.engine.processes import Processes, join_processes
-from cmtvision.engine.progress import ProgressView
-from cmtvision.engine.run_folder import (
-    EVALUATION_FILE,
+from cmtvision.artefact.run.names import EVALUATION_FILE, has_checkpoint
+from cmtvision.artefact.run.write import (
     alone_in,
     check_free,
     check_same_run,
@@ -46,10 +27,31 @@ from cmtvision.engine.run_folder import (
     write_data_record,
     write_moved_data,
 )
-from cmtvision.engine.stopping import Interruptions, TrainingDiverged, TrainingInterrupted, interruptions
-from cmtvision.engine.sync_bn import synchronise_batch_norm
-from cmtvision.engine.tracking import build_loggers
+from cmtvision.data import DatasetIndex, Sample, Skipped
+from cmtvision.engine.batch_size import choose_batch_size
+from cmtvision.engine.build import BuiltModel, build_model, portable
+from cmtvision.engine.callbacks.ema import EmaCallback
+from cmtvision.engine.callbacks.progress import ProgressView
+from cmtvision.engine.callbacks.run import RunCallback
+from cmtvision.engine.callbacks.stopping import Interruptions, TrainingDiverged, TrainingInterrupted, interruptions
+from cmtvision.engine.callbacks.tracking import build_loggers
+from cmtvision.engine.checkpoints import find_checkpoint
+from cmtvision.engine.choosing.look import reading_seconds
+from cmtvision.engine.distillation.distill import build_distiller
+from cmtvision.engine.distributed.fsdp import check_sharding
+from cmtvision.engine.distributed.processes import Processes, join_processes
+from cmtvision.engine.distributed.sync_bn import synchronise_batch_norm
+from cmtvision.engine.evaluation.evaluate import Evaluation, evaluate_samples
+from cmtvision.engine.evaluation.multilabel import MultiLabelEvaluation
+from cmtvision.engine.held_out import read_photos
+from cmtvision.engine.lightning_settings import quiet_lightning, run_settings, trainer_place, trainer_precision
+from cmtvision.engine.loaders import TrainLoader, class_counts, eval_loader, train_loader
+from cmtvision.engine.module import TrainingModule
+from cmtvision.engine.optim import freeze
+from cmtvision.engine.pace import Pace
+from cmtvision.engine.plan import RunPlan
 from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.files import write_text
 from cmtvision.recipe import Recipe
 
 __all__ = ["FitResult", "TrainingDiverged", "TrainingInterrupted", "fit"]
@@ -206,7 +208,7 @@ def _run(
             local_world_size=processes.local_world_size,
         )
     view = ProgressView(console, len(loader) * plan.total_epochs, plan.total_epochs)
-    record = RunCallback(plan, loader, val_loader, ema, view, pace)
+    run = RunCallback(plan, loader, val_loader, ema, view, pace)
     trainer = pl.Trainer(
         **trainer_place(recipe, device, processes),
         precision=trainer_precision(recipe, device),  # type: ignore[arg-type]
@@ -214,7 +216,7 @@ def _run(
         max_steps=train.max_steps or -1,
         accumulate_grad_batches=train.accumulate,
         gradient_clip_val=recipe.optim.clip_grad_norm,
-        callbacks=[callback for callback in (ema, record) if callback is not None],
+        callbacks=[callback for callback in (ema, run) if callback is not None],
         logger=build_loggers(recipe, plan.out) if processes.is_first else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -243,15 +245,15 @@ def _run(
             raise CheckpointError(f"{checkpoint}: does not fit this recipe; start anew without --resume") from error
         raise
     finally:
-        record.close()
+        run.close()
     now.doing = "evaluating the final network"
-    record.settle(trainer, module, device)  # a run that was complete does not even begin
-    if record.finished and console is not None:
-        console.print(f"the run is finished ({record.finished}); nothing was left to train", highlight=False)
+    run.settle(trainer, module, device)  # a run that was complete does not even begin
+    if run.finished and console is not None:
+        console.print(f"the run is finished ({run.finished}); nothing was left to train", highlight=False)
     network = module.whole(ema.network if ema is not None else module.model)
-    if record.best["weights"] is not None:
-        network.load_state_dict(record.best["weights"])
-    return _finish(plan, index, built, network.cpu().eval(), loader, record)
+    if run.held_out.best["weights"] is not None:
+        network.load_state_dict(run.held_out.best["weights"])
+    return _finish(plan, index, built, network.cpu().eval(), loader, run)
 
 
 def _pace(plan: RunPlan, loader: TrainLoader, val: Sequence[Sample], began: float, after: float) -> Pace:
@@ -280,12 +282,12 @@ def _finish(
     built: BuiltModel,
     network: torch.nn.Module,
     loader: TrainLoader,
-    record: RunCallback,
+    run: RunCallback,
 ) -> FitResult:
     """Evaluate the final network once more as everyone will use it, and write the artefact."""
     recipe, out, processes = plan.recipe, plan.out, plan.processes
     task: Task = "multi-label" if index.multi_label else "single-label"
-    artefact = Artefact(network, built.architecture, built.arguments, index.classes, built.preprocess, task=task)
+    artefact = Artefact(built.architecture, built.arguments, index.classes, built.preprocess, task=task, model=network)
     evaluation = None
     metrics: dict[str, Any] = {}
     if index.val:
@@ -293,14 +295,14 @@ def _finish(
         evaluation = evaluate_samples(predictor, index.val, recipe.data, 128, "val", index.skipped, processes=processes)
         network.cpu()
         metrics = evaluation.summary()
-    epochs = len(record.rows)
-    row = record.rows[-1] if record.rows else {}
-    seconds = float(row.get("seconds", record.seconds))
+    rows = run.record.rows
+    row = rows[-1] if rows else {}
+    seconds = float(row.get("seconds", run.record.seconds))
     provenance = {
         "recipe": recipe.name,
         "data_fingerprint": index.fingerprint,
         "train_images": len(index.train),
-        "epochs": epochs,
+        "epochs": len(rows),
         "train_seconds": round(seconds, 1),
         "processes": processes.world_size,
     }
@@ -321,10 +323,10 @@ def _finish(
         index.skipped,
         failures,
         seconds,
-        epochs,
-        record.signal,
+        len(rows),
+        run.signals.received,
         len(index.test),
-        list(record.rows),
+        list(rows),
     )
 
 
@@ -347,7 +349,7 @@ def _prepare_folder(plan: RunPlan, data: str | Path, index: DatasetIndex, resume
 
 
 def _start_again(data: str | Path, out: Path, processes: Processes) -> str:
-    """What to say of a run that was stopped before or behind its steps: what is kept, and how to go on."""
+    """What to say of a run that was stopped before or after its steps: what is kept, and how to go on."""
     if has_checkpoint(out):
         return f"what was saved is kept, go on with: {_resume_hint(data, out, processes)}"
     return "nothing was saved yet, start again with the same command"

@@ -1,10 +1,10 @@
-"""The photos that choosing between recipes may look at: training photos, a part of them held out."""
+"""The images that a choice between recipes may use: training images, a part of them held out."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from cmtvision.data import DatasetIndex, read_dataset
-from cmtvision.data.splits import held_out
+from cmtvision.data.listing.splits import held_out
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
 

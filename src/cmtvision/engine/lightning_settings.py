@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
-from cmtvision.artefact.runtime_torch import set_threads
-from cmtvision.engine.fsdp import ShardedStrategy
-from cmtvision.engine.processes import Processes
+from cmtvision.artefact.runtimes.torch import set_threads
+from cmtvision.engine.distributed.fsdp import ShardedStrategy
+from cmtvision.engine.distributed.processes import Processes
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
 

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from cmtvision.data import DatasetIndex, EpochSampler, Preprocess, Sample, balanced_weights, group_numbers
-from cmtvision.data.augment import train_transform
-from cmtvision.data.images import ImageDataset
-from cmtvision.engine.processes import SINGLE, Processes
+from cmtvision.data.training.augment import train_transform
+from cmtvision.data.training.dataset import ImageDataset
+from cmtvision.engine.distributed.processes import SINGLE, Processes
 from cmtvision.machine import usable_processors
 from cmtvision.recipe import DataSection, Recipe
 
@@ -188,7 +188,7 @@ def _workers(data: DataSection, local_world_size: int = 1) -> dict[str, Any]:
 
 
 def _leave_signals_to_the_run(_: int) -> None:
-    """Ctrl-C and a queue's signals reach loader processes too; they must live until the run has saved.
+    """Ctrl-C and a queue's signals reach loader processes too; these must survive until the run has saved.
 
     SIGTERM is also how the run itself ends them, so there the sender decides.
     """

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, binary cross-entropy or the asymmetric loss, with or without class weights.
+"""Training losses: cross-entropy, binary cross-entropy or the asymmetric loss, with or without class weights.
 
 Photo i, class c, logit z, target t within 0..1; every loss is a mean over the B photos of the batch:
 

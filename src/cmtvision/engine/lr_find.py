@@ -20,7 +20,7 @@ from torch import nn
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.engine.batch_size import choose_batch_size
 from cmtvision.engine.build import build_model
-from cmtvision.engine.distill import build_distiller
+from cmtvision.engine.distillation.distill import build_distiller
 from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.lightning_settings import run_settings, trainer_precision
 from cmtvision.engine.loaders import Batch, TrainLoader, class_counts, train_loader

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from cmtvision.data.augment import mixer
-from cmtvision.engine.distill import Distiller
-from cmtvision.engine.fsdp import is_sharded, shard_network, whole_state, whole_tensor
+from cmtvision.data.training.augment import mixer
+from cmtvision.engine.distillation.distill import Distiller
+from cmtvision.engine.distributed.fsdp import is_sharded, shard_network, whole_state, whole_tensor
 from cmtvision.engine.loaders import Batch
 from cmtvision.engine.losses import build_loss
 from cmtvision.engine.optim import (

@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, peak_lr: float, device: to
     optim = recipe.optim
     freeze(model, recipe)
     kwargs = _own_settings(optim)
-    # a fused step unscales fp16 gradients itself, behind the clipping
+    # a fused step unscales fp16 gradients itself, after the clipping
     if optim.name == "adamw" and recipe.train.precision != "fp16" and device.type in ("cpu", "cuda"):
         kwargs["fused"] = True
     return create_optimizer_v2(
@@ -77,7 +77,7 @@ def set_head_only(model: nn.Module, head_only: bool) -> None:
     """Let the classifier alone learn, or undo that.
 
     Everything but ``model.get_classifier()`` stops getting gradients, and its batch norms use their running
-    statistics and leave them as they are. ``model.train()`` starts batch norms again, so call this behind it, as often
+    statistics and leave them as they are. ``model.train()`` starts batch norms again, so call this after it, as often
     as needed. Undoing restores what this function has changed and no more: what was frozen before stays frozen.
 
     Raises:
@@ -109,7 +109,7 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) 
     """Linear warm-up, cosine, cool-down; the optimiser stands at the rate of the first step when this returns.
 
     The cosine spans all ``schedule.epochs``, the warm-up's included (its rates hide the cosine's beginning), and the
-    rate stays at min_lr behind it. Warm-up and min rates of a layer are scaled as its peak is.
+    rate stays at min_lr after it. Warm-up and min rates of a layer are scaled as its peak is.
     """
     schedule = recipe.schedule
     scheduler, _ = create_scheduler_v2(
@@ -128,7 +128,7 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) 
 
 
 def step_epoch(scheduler: Scheduler, recipe: Recipe, finished_epoch: int) -> None:
-    """Set the rate of the epoch behind ``finished_epoch`` (from 0); does nothing where the schedule goes by the step.
+    """Set the rate of the epoch after ``finished_epoch`` (from 0); does nothing where the schedule goes by the step.
 
     ``schedule.late`` gives the scheduler the finished epoch's number instead of the next one's, as the released code
     does: epochs 0 and 1 both run at warmup_lr, and every later one at the rate meant for the epoch before.

@@ -3,7 +3,8 @@
 The learning rate follows the place in the schedule, counted in its steps. As long as there is time enough, each step of
 training is one step of the schedule. Where the steps that are left would take longer than the time that is left, each
 counts for more: its stride is (schedule left) / (steps that fit). The stride is fitted again after every step, from the
-time that steps, evaluations and what follows training have taken so far, so a machine that becomes busy is made up for.
+time that steps, evaluations and what follows training have taken so far, which compensates for a machine that becomes
+busy.
 """
 
 import time
@@ -89,13 +90,13 @@ class Pace:
         return self._step + self.steps_left
 
     def begin(self, step: int) -> None:
-        """Training begins, or goes on, behind ``step`` steps; what came before was not training."""
+        """Training begins, or goes on, after ``step`` steps; what came before was not training."""
         if step != self._step:  # a run of an earlier version, which kept no place
             self.position, self._step = float(step), step
         self._last = time.perf_counter()
 
     def advance(self, step: int) -> None:
-        """Stand behind step number ``step`` of training; calling it twice for a step does nothing more."""
+        """Step number ``step`` of training is over; calling it twice for a step does nothing more."""
         if step == self._step:
             return
         now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves BatchNorm's running statistics as one forward pass would.
+"""Activation checkpointing that updates BatchNorm's running statistics only once.
 
 A checkpointed block runs twice, once forward and once more in the backward pass. BatchNorm would count its batch twice
 (PyTorch's own checkpoint lets it), so that a run with checkpointing would end with other statistics than one without.

@@ -1,53 +1,51 @@
-"""Networks that the user named: one of ours with other widths, depths or options, known to timm under a name.
+"""User-defined networks: one of ours with other widths, depths or options, given by a name or a recipe's file.
 
-``register`` makes a name known in this process. ``remember`` also writes it down, one small JSON file a name in the
-user's data folder (XDG_DATA_HOME/cmtvision/models), and importing the package registers what is written there. One
-file each, so that processes that write at the same time lose nothing and a damaged file costs one name. What a run
-keeps is never such a name but what it stands for (``expand``): a run folder opens where nobody registered anything.
+``register`` makes a name known to timm in this process. A recipe (``cmtvision scale --out small.yaml``) names one for
+every process: ``--model small.yaml`` is the network of its section ``model``. A run never stores such a name but
+its definition (``expand``), so a run folder opens anywhere.
 """
 
 import inspect
-import json
-import logging
-import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 
-from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.errors import ConfigError
 from cmtvision.models.cmt import CMT
+from cmtvision.models.cmt.variants import VARIANTS
+from cmtvision.models.ladder.parts import OPTIONS
 from cmtvision.models.timm_private import generate_default_cfgs
-from cmtvision.models.variants import VARIANTS
-from cmtvision.user_folders import home_folder
-from cmtvision.weights.files import atomic_write
+from cmtvision.recipe import load_recipe
 
 __all__: list[str] = []  # timm adds the names that are registered
 
-FORMAT = 1
 MIN_PIXELS, MAX_PIXELS = 32, 4096
-_MAX_BYTES = 10_000
 _LEGAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _NOT_STRUCTURE = {
-    "self", "img_size", "in_chans", "num_classes", "device", "dtype",
+    "self", "parts", "img_size", "in_chans", "num_classes", "device", "dtype",
     "drop_path_rate", "attn_drop_rate", "proj_drop_rate",
 }  # fmt: skip
 """What the data or the recipe says, not the network's name."""
 
-_log = logging.getLogger(__name__)
 default_cfgs: dict[str, Any] = {}  # where timm's register_model looks
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a name stands for: a model of ours, the side of its image in pixels, and further constructor arguments."""
+    """The definition of a name.
+
+    Attributes:
+        base: a model.
+        input_size: side or (height, width) of its image in pixels; None for the model's own.
+        options: further constructor arguments.
+    """
 
     base: str
-    input_size: int
+    input_size: int | tuple[int, int] | None
     options: dict[str, Any]
 
 
@@ -67,7 +65,7 @@ def register(
         overwrite: give the name to another network than it had, if it was registered here before.
 
     Returns:
-        What the name stands for now.
+        The new definition of the name.
 
     Raises:
         ConfigError: a name that is taken or not legal, an unknown base, an option that CMT does not have or take.
@@ -76,100 +74,55 @@ def register(
     check_name(name, definition, overwrite)
     if _definitions.get(name) == definition and is_model(name):
         return definition
+    side = VARIANTS[base].input_size if input_size is None else input_size
     cfg = replace(
-        _cfg_of(base), url="", origin_url=None, input_size=(3, definition.input_size, definition.input_size),
-        pool_size=(definition.input_size // 32, definition.input_size // 32), architecture=name, tag=None,
+        _cfg_of(base), url="", origin_url=None, input_size=(3, side, side), pool_size=(side // 32, side // 32),
+        architecture=name, tag=None,
     )  # fmt: skip
     default_cfgs.update(generate_default_cfgs({name: cfg}))
 
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in definition.options.items()}
-        arguments = {"img_size": definition.input_size, **options, **kwargs}
+        arguments = {"img_size": side, **options, **kwargs}
         if not pretrained_cfg or isinstance(pretrained_cfg, str):
             pretrained_cfg = _cfg_of(f"{name}.{pretrained_cfg}" if pretrained_cfg else name).to_dict()
         return model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **arguments)
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{base} at {definition.input_size} px with {definition.options}."
+    create.__doc__ = f"{base} at {side} px with {definition.options}."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's, on a name that is given anew on purpose
+        warnings.simplefilter("ignore")  # timm's, on a name that is given again on purpose
         register_model(create)
     _definitions[name] = definition
     return definition
 
 
-def remember(name: str, definition: Definition, made_by: str = "", overwrite: bool = False) -> Path:
-    """Register a network and write it down for later processes.
-
-    Args:
-        name: as for ``register``.
-        definition: what it stands for.
-        made_by: the command that made it, for whoever reads the file.
-        overwrite: replace what the name stood for.
-
-    Returns:
-        The file; deleting it forgets the name.
-
-    Raises:
-        ConfigError: as ``register``; or a file that cannot be written.
-    """
-    path = registry_folder() / f"{name}.json"
-    check_name(name, definition, overwrite)
-    if path.exists() and not overwrite and _read_or_none(path) != definition:
-        raise ConfigError(f"{path}: is there already and says something else; choose another name, or use --overwrite")
-    register(name, definition.base, definition.options, definition.input_size, overwrite)
-    card = {"format": FORMAT, **asdict(definition), "made_by": made_by}
-    text = json.dumps(card, indent=2) + "\n"
-    try:
-        atomic_write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-    except CheckpointError as error:
-        reason = str(error.__cause__ or error)
-        raise ConfigError(
-            f"{path}: the name cannot be written down ({reason}); set XDG_DATA_HOME to a folder of yours"
-        ) from None
-    return path
-
-
-def register_remembered() -> None:
-    """Register what was written down. Never raises: files that cannot be used are named in one warning."""
-    try:
-        files = sorted(registry_folder().glob("*.json"))
-    except (OSError, ConfigError):  # no such folder for us, or no home
-        return
-    faults = []
-    for path in files:
-        try:
-            definition = _read(path)
-            register(path.stem, definition.base, definition.options, definition.input_size)
-        except (ConfigError, OSError) as error:
-            faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        _log.warning("a model of yours is left out: %s; delete or mend that file%s", faults[0], more)
-
-
 def registered_names() -> list[str]:
-    """The names registered in this process, remembered ones included, sorted."""
+    """The names registered in this process, sorted."""
     return sorted(_definitions)
 
 
 def expand(name: str) -> Definition | None:
-    """What a registered name stands for; None for any other name."""
-    return _definitions.get(name)
+    """The definition of a registered name or of a recipe's file (.yaml); None for any other name.
+
+    Raises:
+        ConfigError: no such file, or none that can be read.
+    """
+    return _of_recipe(name) if name.endswith((".yaml", ".yml")) else _definitions.get(name)
 
 
-def registry_folder() -> Path:
-    """Where names are written down; it need not be there. Raises ConfigError where there is no home folder."""
-    chosen, home = os.environ.get("XDG_DATA_HOME"), home_folder()
-    if chosen:
-        return Path(chosen) / "cmtvision" / "models"
-    if home is None:
-        raise ConfigError("no home folder to write names of models down in; set XDG_DATA_HOME to a folder of yours")
-    return home / ".local" / "share" / "cmtvision" / "models"
+def _of_recipe(file: str) -> Definition:
+    section = load_recipe(file).model
+    if section.name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{file}: describes its network by a recipe again, {section.name}; name the model itself")
+    given: dict[str, Any] = {
+        key: getattr(section, key) for key in ("in_chans", "rel_pos") if key in section.model_fields_set
+    }
+    return Definition(section.name, section.img_size, {**given, **section.options})
 
 
 def check_name(name: str, definition: Definition | None = None, overwrite: bool = False) -> None:
-    """Raise ConfigError where a name is not legal or stands for another network."""
+    """Raise ConfigError if a name is invalid or means another network."""
     if not _LEGAL_NAME.fullmatch(name):
         raise ConfigError(
             f"model name {name!r}: expected at most 64 lower-case letters, digits and _, beginning with a letter"
@@ -183,7 +136,7 @@ def check_name(name: str, definition: Definition | None = None, overwrite: bool 
 
 
 def check_definition(base: str, options: Mapping[str, Any], input_size: int | None = None) -> Definition:
-    """A definition of which each part makes sense.
+    """Validate every part of a definition.
 
     Raises:
         ConfigError: naming the part.
@@ -194,7 +147,7 @@ def check_definition(base: str, options: Mapping[str, Any], input_size: int | No
     side = row.input_size if input_size is None else input_size
     if not _is_count(side) or not MIN_PIXELS <= side <= MAX_PIXELS:
         raise ConfigError(f"input_size: got {side!r}, expected pixels, {MIN_PIXELS} to {MAX_PIXELS}")
-    known = set(inspect.signature(CMT.__init__).parameters) - _NOT_STRUCTURE
+    known = set(inspect.signature(CMT.__init__).parameters) - _NOT_STRUCTURE | OPTIONS
     if not isinstance(options, Mapping):
         raise ConfigError(f"options: got {options!r}, expected arguments of CMT with their values")
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
@@ -205,12 +158,12 @@ def check_definition(base: str, options: Mapping[str, Any], input_size: int | No
         _check_value(key, value, table.get(key))
     dims, heads = plain.get("dims", row.dims), plain.get("num_heads", row.num_heads)
     if any(dim % n for dim, n in zip(dims, heads, strict=True)):
-        raise ConfigError(f"options: dims {list(dims)} are no multiples of num_heads {list(heads)}")
+        raise ConfigError(f"options: dims {list(dims)} are not multiples of num_heads {list(heads)}")
     return Definition(base, side, plain)
 
 
 def _check_value(key: str, value: Any, example: Any) -> None:
-    """A value of the kind that the table holds, or any plain value where the table holds none."""
+    """A value of the table's type, or any plain value if the table has none."""
     if isinstance(example, tuple):
         fits = isinstance(value, list) and len(value) == len(example) and all(map(_is_count, value))
         expected = f"{len(example)} whole numbers, such as {list(example)}"
@@ -233,26 +186,3 @@ def _cfg_of(name: str) -> PretrainedCfg:
     cfg = get_pretrained_cfg(name, allow_unregistered=False)
     assert cfg is not None
     return cfg
-
-
-def _read(path: Path) -> Definition:
-    if path.stat().st_size > _MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {_MAX_BYTES // 1000} kB, not a model's definition")
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path}: not JSON") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise ConfigError(f"{path}: got format {found!r}, expected {FORMAT}")
-    try:
-        return check_definition(str(card.get("base")), card.get("options") or {}, card.get("input_size"))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _read_or_none(path: Path) -> Definition | None:
-    try:
-        return _read(path)
-    except (ConfigError, OSError):
-        return None

@@ -1,4 +1,4 @@
-"""Where weights come from: files through our safe reader, downloads, and one clear line where there are none.
+"""Where weights come from: files through our safe reader, downloads, and one clear error line if there are none.
 
 Our own models download from an address (weights/fetch.py); those of timm mostly from the Hugging Face Hub, by its own
 library, which resumes and knows HF_HOME and HF_HUB_OFFLINE.
@@ -43,7 +43,7 @@ _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def loader_arguments(names: Iterable[str]) -> list[str]:
-    """Those of some arguments that are not a network's but its loader's: where weights come from, on what device.
+    """Those of the arguments that belong to the loader, not to the network: where weights come from, on what device.
 
     They are whatever timm's factories take by name, so that an argument a later timm adds is known as well.
     """
@@ -69,7 +69,7 @@ def refuse_missing_weights(name: str, pretrained: bool, kwargs: dict[str, Any], 
 
 
 def read_by_us(name: str, pretrained: bool, kwargs: dict[str, Any]) -> None:
-    """Have the weights that a model of ours is to start from at hand, and read by its ``load_pretrained``, in place.
+    """Make a model's initial weights available, to be read by its ``load_pretrained``; changes the arguments in place.
 
     What must be downloaded is brought to the cache, where timm looks first. timm would read a source named in
     ``pretrained_cfg_overlay`` with torch.load, unless told otherwise.
@@ -89,7 +89,7 @@ def read_by_us(name: str, pretrained: bool, kwargs: dict[str, Any]) -> None:
 def released_weights(names: Sequence[str]) -> tuple[list[str], str]:
     """Those of our models whose released weights are in the cache or whose server answers, and why others have none.
 
-    Each server is asked briefly, and none any more after the first that does not answer.
+    Each server is asked briefly, and no further one after the first that does not answer.
     """
     found, reason = [], ""
     for name in names:
@@ -159,7 +159,7 @@ def check_source(name: str) -> None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what timm, the Hub's library and Python's say of a failed download of a model's weights into one line.
+    """Turn the errors of timm, the Hub's library and Python for a failed download of weights into one line.
 
     Raises:
         FetchError: in the place of theirs.
@@ -175,7 +175,7 @@ def explained(name: str) -> Iterator[None]:
 
 
 def _failed(name: str, reason: str) -> FetchError:
-    """What to do where weights that timm names are not to be had."""
+    """Advice if weights that timm names are not available."""
     if name.startswith("local-dir:"):
         return FetchError(f"model {name}: {reason}", "expected a folder with config.json and weights in it")
     cfg = None if name.startswith(HOSTED) else timm.get_pretrained_cfg(name, allow_unregistered=True)

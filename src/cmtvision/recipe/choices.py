@@ -1,11 +1,12 @@
-"""The rules by which ``cmtvision train`` chooses what nobody has chosen: from what was seen to settings, with reasons.
+"""Rules by which ``cmtvision train`` chooses what the user has not set: from observations to settings, with reasons.
 
-Nothing is measured here and nothing is read: ``Seen`` holds what was found out about photos and machine
-(engine/look.py does that), ``choose`` goes through the rules in the order in which they depend on each other, and every
-``Choice`` is a setting of the recipe with the reason for it. A setting that was given is never chosen again, and what
-comes after it is chosen to fit it. The numbers were found by trials on three sets of photos (docs/choices.md).
+Nothing is measured here and nothing is read: ``Seen`` holds what was measured about images and machine
+(engine/choosing/look.py does that), ``choose`` goes through the rules in the order in which they depend on each other,
+and every ``Choice`` is a setting of the recipe with the reason for it. A setting that was given is never overridden,
+and later ones are chosen to fit it. The numbers were found by trials on three sets of images
+(docs/choices.md).
 
-Sizes are short sides in pixels, rates are photos per second, in steps of training on this machine.
+Sizes are short sides in pixels, rates are images per second, in steps of training on this machine.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,25 +28,25 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found out before anything is chosen.
+    """What was measured before anything is chosen.
 
     Attributes:
-        num_train, num_val: photos.
-        rarest, commonest: training photos of the class with the fewest, and with the most.
-        side: half of the photos are no larger than this.
-        detail: half of the photos lose next to nothing when they are shrunk to this.
-        read_seconds: to read and decode one photo for training, shrunk as it is read.
+        num_train, num_val: images.
+        rarest, commonest: training images of the class with the fewest, and with the most.
+        side: half of the images are no larger than this.
+        detail: half of the images lose almost nothing when they are shrunk to this.
+        read_seconds: to read and decode one image for training, shrunk as it is read.
         whole_seconds: the same of a held-out one, which is decoded whole.
-        readers: processes that read photos at a time.
+        readers: processes that read images at a time.
         device: 'cpu', 'cuda' or 'mps'.
         memory: bytes that are free on this machine.
-        device_memory: bytes that are free where the network computes; the same on a CPU.
-        weights: networks whose released weights are here or can be fetched.
-        no_weights: why there are none, '' where there are or nobody looked.
-        multi_label: a photo may have several classes.
+        device_memory: bytes that are free on the network's device; the same on a CPU.
+        weights: networks whose released weights are in the cache or can be fetched.
+        no_weights: why there are none, '' if there are or nobody looked.
+        multi_label: an image may have several classes.
         bf16: networks train faster in bfloat16 here, by measurement.
         processes: that train together, each on its own batches.
-        copies: of the photos kept in memory: one in each process, or in each of its workers where they share nothing.
+        copies: of the images kept in memory: one in each process, or in each of its workers where they share nothing.
     """
 
     num_train: int
@@ -69,7 +70,7 @@ class Seen:
 
 
 class Rung(NamedTuple):
-    """A network at a size, and what it needs before it does better than the rung below."""
+    """A network at a size, and what it needs to outperform the rung below."""
 
     name: str
     size: int
@@ -128,23 +129,23 @@ _OTHER_RATE, _TUNED_RATE = 7e-4, 5e-4
 """At batches of 64; with others by the square root. At 1.5e-3 and batches of 32 cmt_ti did not learn at all."""
 _WARMUP = 0.06  # of the epochs
 _RANDAUGMENT = "rand-m5-mstd0.5-inc1"
-_FOR_RANDAUGMENT, _FOR_ERASING, _FOR_MIXUP = 20, 60, 100  # times that each photo is seen
-_LEAST_SHARE = 0.35  # of the photo's area, that a random crop shows at least
+_FOR_RANDAUGMENT, _FOR_ERASING, _FOR_MIXUP = 20, 60, 100  # times that each image is seen
+_LEAST_SHARE = 0.35  # of the image's area, that a random crop shows at least
 _ICON = 40  # pixels, up to which a crop leaves too little
 _SHRINK = 1.5  # times the size of the input: what a random crop of a third of the area needs
-_PATIENCE = 2.0  # times as long as the smallest network takes, where there are too many photos for AIM_MINUTES
+_PATIENCE = 2.0  # times as long as the smallest network takes, where there are too many images for AIM_MINUTES
 _LEAST_BATCH = 8
 _MOST_RATES = 2.0  # times the rate at batches of 64, for however large ones; nothing beyond was tried
 _EVALUATION_SHARE = 0.1  # of the time, at most
 
 
 def choose(seen: Seen, rate: Rate, minutes: float | None, given: Mapping[str, Any]) -> list[Choice]:
-    """The settings of a run, each with the reason for it, in an order fit to be read.
+    """The settings of a run, each with its reason, in reading order.
 
     Args:
-        seen: what was found out.
+        seen: what was measured.
         rate: see ``Rate``; asked for few networks and sizes, since each may be measured.
-        minutes: of training that there are: what the person gave, less what is spent around it; None for no limit.
+        minutes: available for training: the given limit less the time spent around it; None for no limit.
         given: settings that were given, by 'section.key'; none of them is chosen.
     """
     rules = _Rules(seen, rate, minutes, given)
@@ -152,18 +153,18 @@ def choose(seen: Seen, rate: Rate, minutes: float | None, given: Mapping[str, An
 
 
 def run_seconds(epochs: float, seen: Seen, rate: float, cached: bool, every: int = 1) -> float:
-    """Seconds that a run takes: photos are read, steps computed, held-out photos looked at.
+    """Seconds that a run takes: reading images, computing steps, evaluating held-out images.
 
     Args:
         epochs: of training.
-        seen: photos and machine.
-        rate: photos per second in steps of training.
-        cached: photos are read once and kept; else in every epoch.
+        seen: images and machine.
+        rate: images per second in steps of training.
+        cached: images are read once and kept; else in every epoch.
         every: epochs between two evaluations.
     """
     read, whole = seen.read_seconds / seen.readers, seen.whole_seconds / seen.readers
     evaluations = ceil(epochs / every)
-    # verified, trained on; evaluated, and anew at the end
+    # verified, trained on; evaluated, and again at the end
     reading = (seen.num_train + seen.num_val) * read + seen.num_train * read + 2 * seen.num_val * whole
     if not cached:
         reading += max(0.0, epochs - 1) * seen.num_train * read + max(0, evaluations - 1) * seen.num_val * whole
@@ -178,12 +179,12 @@ def epochs_in(seconds: float, seen: Seen, rate: float, cached: bool) -> float:
 
 
 def longer_side(size: int | Sequence[int]) -> int:
-    """Of an image given by its side or by (height, width), in pixels."""
+    """The longer side of an image size given as a side or (height, width), in pixels."""
     return size if isinstance(size, int) else max(size)
 
 
 class _Rules:
-    """The rules, one method each; a rule may look at what the ones before it chose."""
+    """The rules, one method each; a rule may use what the ones before it chose."""
 
     def __init__(self, seen: Seen, rate: Rate, minutes: float | None, given: Mapping[str, Any]) -> None:
         self.seen, self.rate, self.minutes, self.given = seen, rate, minutes, given
@@ -229,7 +230,7 @@ class _Rules:
         return True, "what was learned from ImageNet's photos helps on others"
 
     def _rungs(self, table: Sequence[Rung]) -> list[Rung]:
-        """Those that may be chosen: of a given network or size all that differ, of ours those with weights."""
+        """Those that may be chosen: for a given network or size all that differ, of ours those with weights."""
         name, size = self.given.get("model.name"), self.given.get("model.img_size")
         side = longer_side(size) if size else None
         if table is TUNED and name is None and "model.weights" not in self.given:
@@ -242,12 +243,12 @@ class _Rules:
         return sorted(rungs.values(), key=lambda rung: rung.size) if name else list(rungs.values())
 
     def _highest(self, rungs: list[Rung], released: bool) -> tuple[Rung, str]:
-        """The last rung that photos, time and memory allow, and what keeps from the next one."""
+        """The last rung that images, time and memory allow, and what prevents the next one."""
         free = "model.img_size" not in self.given and not released
         found, why = rungs[0], ""
         for rung in rungs:
             if free and not found.size <= rung.size <= self._size_limit():
-                continue  # more than the photos show, or less than what there is already
+                continue  # more than the images show, or less than what there is already
             if rung.photos > self.seen.num_train:
                 why = why or f"{self.seen.num_train:,} photos are few for a larger network"
                 continue
@@ -263,7 +264,7 @@ class _Rules:
         return found, why or "the largest that is of use here"
 
     def _aim(self) -> float:
-        """Minutes for a run that nobody has bounded: more where there are so many photos that all else takes longer."""
+        """Minutes for a run without a time limit: more if so many images are given that everything takes longer."""
         least = Rung(self.given.get("model.name") or SCRATCH[0].name, SCRATCH[0].size, 0, 0)
         seconds = run_seconds(_LEAST_EPOCHS, self.seen, self._rate_of(least), self._keeps(least.size), _LEAST_EPOCHS)
         return max(AIM_MINUTES, _PATIENCE * seconds / 60) if seconds > AIM_MINUTES * 60 else AIM_MINUTES
@@ -280,7 +281,7 @@ class _Rules:
         return f"half of the photos are no larger than {self.seen.side} px"
 
     def _epochs_in(self, minutes: float, rung: Rung) -> float:
-        """Epochs that fit into a time, beside reading the photos and evaluating."""
+        """Epochs that fit into a time, besides reading the images and evaluating."""
         return epochs_in(minutes * 60, self.seen, self._rate_of(rung), self._keeps(rung.size))
 
     def _rate_of(self, rung: Rung) -> float:
@@ -309,7 +310,7 @@ class _Rules:
         yield Choice("schedule.warmup_epochs", round(_WARMUP * float(self.now["schedule.epochs"]), 2), "")
 
     def _least_epochs(self) -> int:
-        """Epochs that leave some behind a warm-up that was given."""
+        """The fewest epochs that leave some after a given warm-up."""
         return int(self.given.get("schedule.warmup_epochs", 0)) + 1
 
     def steps(self) -> Iterator[Choice]:
@@ -320,7 +321,7 @@ class _Rules:
         together = self.seen.processes * self.now.get("train.accumulate", 1)
         few, memory = self.seen.num_train // (8 * together), KEPT * self.seen.device_memory
         while batch > _LEAST_BATCH and (batch > few or batch * activations > memory):
-            batch //= 2  # eight steps an epoch of few photos, and what memory allows
+            batch //= 2  # eight steps an epoch of few images, and what memory allows
         if name not in COST and self.seen.device == "cuda":
             yield Choice("train.batch_size", "auto", "what fits into its memory is found out at the start")
         else:
@@ -343,10 +344,10 @@ class _Rules:
         if self.seen.bf16:
             yield Choice("train.precision", "bf16", "faster here, by measurement")
 
-    # what is done to photos and labels
+    # what is done to images and labels
 
     def changes(self) -> Iterator[Choice]:
-        """Random changes: the more often a photo is seen, the stronger."""
+        """Random changes: the more often an image is seen, the stronger."""
         planned_more = self.minutes is not None and "schedule.epochs" not in self.given
         times = round(self.now["schedule.epochs"] / (ROOM if planned_more else 1))
         why = f"each photo is seen about {times} time{'' if times == 1 else 's'}"
@@ -366,7 +367,7 @@ class _Rules:
         yield Choice("augment.cutmix", 0.0, "it pays only where photos are seen still more often")
 
     def loss(self) -> Iterator[Choice]:
-        """What is minimised, and whether rare classes count more."""
+        """The loss, and whether rare classes get a higher weight."""
         if self.seen.multi_label:
             yield Choice("augment.label_smoothing", 0.0, "")
             return
@@ -376,7 +377,7 @@ class _Rules:
             yield Choice("data.class_balance", "loss", why)
 
     def reading(self) -> Iterator[Choice]:
-        """How photos are read and kept."""
+        """How images are read and kept."""
         if self._keeps(self._side()):
             yield Choice("data.cache", True, "all photos fit into memory")
         if self.now.get("augment.random_resized_crop", True):
@@ -390,19 +391,19 @@ class _Rules:
         return longer_side(self.now["model.img_size"])
 
     def _shrink(self) -> float:
-        """Times the size of the input that the smallest random crop is not enlarged from by much."""
+        """The multiple of the input size at which the smallest random crop is hardly enlarged."""
         least = float(self.now.get("augment.scale", (_LEAST_SHARE, 1.0))[0])
         return round(_SHRINK * sqrt(max(1.0, _LEAST_SHARE / least)), 2)
 
     def _keeps(self, size: int) -> bool:
-        """Whether all photos are kept: as given, or where memory has room for them at a size of the input."""
+        """Whether all images are kept: as given, or where memory has room for them at a size of the input."""
         if "data.cache" in self.given:
             return bool(self.given["data.cache"])
         shrink = self.given.get("data.shrink", self._shrink())
         if shrink is None and self.now.get("augment.random_resized_crop", True):
-            return False  # whole photos, of whatever size
+            return False  # whole images, of whatever size
         side = ceil(size * (shrink or 1.0))
-        # photos may be twice as long as wide, and the held-out ones are kept at the size of the input
+        # images may be twice as long as wide, and the held-out ones are kept at the size of the input
         need = self.seen.num_train * side * side * 2 * 3 + self.seen.num_val * size * size * 3
         return need * self.seen.copies < KEPT * self.seen.memory
 
@@ -414,5 +415,5 @@ def _times(epochs: float) -> str:
 
 
 def _activations(name: str, size: int) -> float:
-    """Bytes for one photo, 0 of a network whose cost is unknown."""
+    """Bytes for one image, 0 for a network whose cost is unknown."""
     return COST.get(name, 0.0) * size * size * BYTES_PER_GMAC

@@ -49,7 +49,7 @@ def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) 
 
 
 def load_asked(name_or_path: str | Path | None, overrides: Sequence[str]) -> Recipe:
-    """What a command asks for before anything is chosen: the named recipe; for None one that contradicts no setting.
+    """The recipe before anything is chosen: the named one; for None one that contradicts no setting.
 
     Raises:
         ConfigError: as ``load_recipe`` does.
@@ -135,7 +135,7 @@ def _validated(data: Mapping[str, Any]) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load that refuses a key given twice; PyYAML would keep the last one in silence."""
+    """safe_load that refuses a key given twice; PyYAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -275,7 +275,7 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def _suggest(path: str) -> str:
-    """The nearest full path: first by the path as written, then by its last word in whatever section that stands."""
+    """The nearest full path: first by the path as written, then by its last word in any section."""
     close = get_close_matches(path, [*_PATHS, *_SECTIONS], n=1, cutoff=0.75)
     if not close:
         last = path.rpartition(".")[2]

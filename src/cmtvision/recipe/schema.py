@@ -103,7 +103,7 @@ class PreprocessSection(Section):
 
 
 class AugmentSection(Section):
-    """Random changes to training images and labels."""
+    """Random augmentation of training images and labels."""
 
     random_resized_crop: bool = True
     scale: tuple[Positive, Positive] = (0.08, 1.0)
@@ -141,7 +141,7 @@ class AugmentSection(Section):
 
 
 class LossSection(Section):
-    """What is minimised."""
+    """The loss."""
 
     name: Literal["cross_entropy", "bce", "asymmetric"] = "cross_entropy"
     """For data with several labels a photo: bce or asymmetric (Ridnik et al., ICCV 2021)."""
@@ -184,7 +184,7 @@ class OptimSection(Section):
 
 
 class ScheduleSection(Section):
-    """Warm-up, cosine, cool-down. Warm-up and final rates are taken as they are, never multiplied by the batch."""
+    """Warm-up, cosine, cool-down. Warm-up and final rates are used unchanged, never scaled by the batch."""
 
     epochs: Count = 300
     warmup_epochs: NotNegative = 20
@@ -194,7 +194,7 @@ class ScheduleSection(Section):
     step: Literal["step", "epoch"] = "step"
     late: bool = False
     """With step 'epoch': epoch e runs at the rate meant for e - 1, as in the released code, whose scheduler steps
-    behind the epoch: epochs 0 and 1 both run at warmup_lr."""
+    after the epoch: epochs 0 and 1 both run at warmup_lr."""
 
     @property
     def total_epochs(self) -> int:
@@ -274,7 +274,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _loss_of_several_labels(cls, values: Any) -> Any:
-        """With several labels a photo the loss is bce, unless one is named."""
+        """With several labels per image the loss is bce, unless one is named."""
         data, loss = (values.get("data"), values.get("loss", {})) if isinstance(values, dict) else (None, None)
         if isinstance(data, dict) and data.get("multi_label") is True and isinstance(loss, dict) and "name" not in loss:
             return {**values, "loss": {**loss, "name": "bce"}}

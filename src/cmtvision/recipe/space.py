@@ -1,6 +1,6 @@
 """The space that ``cmtvision tune`` searches: recipe keys with a range or a list of values, written as text.
 
-``optim.lr=log:1e-4..1e-2`` (logarithmic), ``augment.mixup=0..0.4`` (even), ``schedule.epochs=int:5..20`` (whole
+``optim.lr=log:1e-4..1e-2`` (logarithmic), ``augment.mixup=0..0.4`` (uniform), ``schedule.epochs=int:5..20`` (whole
 numbers; ``int:log:`` for both), ``model.name=cmt_nano,cmt_ti`` (one of these; each is read as YAML).
 """
 
@@ -25,7 +25,7 @@ _EXAMPLES = (
 )
 _INNER = 0.37  # a place between both ends: where a key takes whole numbers only, it shows here
 _COMBINATIONS = 32
-# A trial must be measured on the same photos as the next, or their scores cannot be compared.
+# A trial must be measured on the same images as the next, or their scores cannot be compared.
 _FIXED = {
     "data.val_fraction", "data.split_seed", "data.multi_label", "data.image_column", "data.label_column", "name",
     "description",
@@ -38,7 +38,7 @@ class Dimension:
 
     Attributes:
         key: 'section.key'.
-        text: as the person wrote it.
+        text: as the user wrote it.
         low, high: the ends of a range, both included; None for a list of values.
         log: a range is searched by its logarithm.
         integer: a range of whole numbers.
@@ -61,7 +61,7 @@ class Dimension:
         return [self.json(value) for value in (self.low, inner, self.high)]
 
     def draw(self, random_: random.Random) -> str:
-        """One value at random, as JSON text; even over the range."""
+        """One value at random, as JSON text; uniform over the range."""
         if self.low is None or self.high is None:
             return random_.choice(self.choices)
         return self.json(random_.uniform(self.low, self.high))
@@ -83,7 +83,7 @@ def parse_space(texts: Sequence[str]) -> list[Dimension]:
     """Read a space from its texts.
 
     Raises:
-        ConfigError: a text that is no range and no list, or a key given twice.
+        ConfigError: a text that is neither a range nor a list, or a key given twice.
     """
     space = [_parse(text) for text in texts]
     for place, dimension in enumerate(space):
@@ -93,7 +93,7 @@ def parse_space(texts: Sequence[str]) -> list[Dimension]:
 
 
 def check_space(space: Sequence[Dimension], recipe: Recipe, overrides: Sequence[str] = ()) -> None:
-    """Try every key's values in the recipe, and some combinations of them, before hours are spent.
+    """Check every key's values in the recipe, and some combinations of them, before hours are spent.
 
     Args:
         space: what is to be searched.

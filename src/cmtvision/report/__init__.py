@@ -1,4 +1,4 @@
-"""What a person sees of a run: report.html, one file that opens anywhere and needs no network."""
+"""What a user sees of a run: report.html, one file that opens anywhere and needs no network."""
 
 from cmtvision.report.page import write_report
 

@@ -1,6 +1,6 @@
-"""Figure and table of an ablation, drawn from its record: accuracy up the ladder, and what leaving an idea out costs.
+"""Figure and table of an ablation, drawn from its record: accuracy along the ladder, and the cost of omitting an idea.
 
-A record is the JSON that ``cmtvision ablate`` writes; see ``cmtvision.bench.ablation``.
+A record is the JSON that ``cmtvision ablate`` writes; see ``cmtvision.study.ablation``.
 """
 
 import csv
@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from cmtvision.artefact.files import write_text
+from cmtvision.files import write_text
 from cmtvision.report.plot_files import save_figure
 
 _DOT, _LINE, _PALE = "#1f5fa8", "#1f5fa8", "#93b7de"
@@ -32,12 +32,12 @@ _LABELS = {
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """What a row is called in a table or figure; its key where it is no part of the ablation."""
+    """A row's name in a table or figure; its key if it is not part of the ablation."""
     return next((said for part, said in _LABELS.items() if part in row["key"]), str(row["key"]))
 
 
 def in_points(interval: Mapping[str, float | None], signed: bool = True) -> str:
-    """An interval of shares in percentage points: '+1.20 (+0.40 to +2.00)'; unsigned only the bounds."""
+    """An interval of shares in percentage points: '+1.20 (+0.40 to +2.00)'; only the bounds if unsigned."""
     low, high = interval["low"], interval["high"]
     if low is None or high is None:
         return f"{100 * (interval['mean'] or 0):+.2f}" if signed else "one seed"
@@ -47,7 +47,7 @@ def in_points(interval: Mapping[str, float | None], signed: bool = True) -> str:
 
 
 def write_ablation_csv(record: Mapping[str, Any], out: Path) -> Path:
-    """Write ablation.csv: one row a network. Raises CheckpointError where the disk refuses it."""
+    """Write ablation.csv: one row per network. Raises CheckpointError if it cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     seeds = [str(seed) for seed in record["seeds"]]
@@ -71,7 +71,7 @@ def write_ablation_csv(record: Mapping[str, Any], out: Path) -> Path:
 
 
 def write_ablation_figures(record: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write ablation.svg and ablation.png. Raises CheckpointError where the disk refuses them."""
+    """Write ablation.svg and ablation.png. Raises CheckpointError if they cannot be written."""
     return [save_figure(ablation_figure(record), out / f"ablation{suffix}") for suffix in (".svg", ".png")]
 
 
@@ -111,7 +111,7 @@ def _ladder(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _without(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """What taking out one idea does to CMT, in percentage points."""
+    """The effect of removing one idea from CMT, in percentage points."""
     heights = range(len(rows))
     for height, row in zip(heights, rows, strict=True):
         _bar(axes, height, row["difference"], [])

@@ -40,7 +40,7 @@ Row = Mapping[str, Any]
 
 
 def write_comparison_csv(record: Mapping[str, Any], out: Path) -> Path:
-    """Write comparison.csv, a row for each model. Raises CheckpointError where the disk refuses it."""
+    """Write comparison.csv, a row for each model. Raises CheckpointError if it cannot be written."""
     return write_csv(out / "comparison.csv", _COLUMNS, map(_cells, record["rows"]))
 
 
@@ -74,7 +74,7 @@ def write_comparison_figures(record: Mapping[str, Any], out: Path) -> list[Path]
     """Write comparison.svg and comparison.png; nothing where no model was measured.
 
     Raises:
-        CheckpointError: the disk refuses them.
+        CheckpointError: they cannot be written.
     """
     if not any(row["failure"] is None for row in record["rows"]):
         return []

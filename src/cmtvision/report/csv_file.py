@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmtvision.artefact.files import write_text
+from cmtvision.files import write_text
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Write a table; None is an empty cell. Raises CheckpointError where the disk refuses it."""
+    """Write a table; None is an empty cell. Raises CheckpointError if it cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

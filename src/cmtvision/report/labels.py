@@ -1,4 +1,4 @@
-"""Names beside the points of a figure, placed so that they cover neither each other nor a point where there is room."""
+"""Names next to the points of a figure, placed so that they overlap neither each other nor a point if there is room."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _COVERED, _CROSSED, _OUTSIDE, _FAR = 10.0, 3.0, 100.0, 0.02
 def label_points(
     figure: Figure, axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str], size: float = 8
 ) -> None:
-    """Write a name beside each point of axes whose limits and layout are final.
+    """Write a name next to each point of axes whose limits and layout are final.
 
     Args:
         figure: the axes' own; it is laid out here.
@@ -85,7 +85,7 @@ def _crossings(start: tuple[float, float], end: tuple[float, float], taken: Sequ
 
 
 def _price(wanted: Bbox, taken: Sequence[Bbox], room: Bbox) -> float:
-    """What a place costs: the share of the label that is covered, and whether it leaves the axes."""
+    """The cost of a position: the share of the label that is covered, and whether it leaves the axes."""
     area = wanted.width * wanted.height
     covered = 0.0
     for other in taken:

@@ -15,7 +15,7 @@ def write_lr_curve(curve: LrCurve, path: str | Path) -> Path:
 
     Raises:
         ConfigError: another suffix.
-        CheckpointError: the disk refuses the file.
+        CheckpointError: the file cannot be written.
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes: Any = figure.add_subplot()

@@ -15,14 +15,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from cmtvision.artefact import Predictor, load
-from cmtvision.artefact.files import write_text
+from cmtvision.artefact.run.names import REPORT_FILE
+from cmtvision.artefact.run.read import LabelScores, RunFolder, Scores, read_run
 from cmtvision.errors import DataError
+from cmtvision.files import write_text
 from cmtvision.report.figures import curves
-from cmtvision.report.run_folder import LabelScores, RunFolder, Scores, read_run
 from cmtvision.report.samples import Samples, sample_predictions
 from cmtvision.report.statistics import class_rows, confused_pairs, wilson_interval
 
-REPORT_FILE = "report.html"
 MAX_BYTES = 3_000_000
 MAX_MATRIX_CLASSES = 30
 MAX_CLASS_ROWS = 200
@@ -35,7 +35,7 @@ _SMALL_PICTURE = 64  # pixels; smaller ones are shown enlarged, with their pixel
 def write_report(run: str | Path) -> Path:
     """Write RUN/report.html from what the run folder holds.
 
-    Sample predictions need the held-out photos where they were in training; without them the page says so.
+    Sample predictions need the held-out images where they were in training; without them the page says so.
 
     Args:
         run: the run folder.
@@ -44,7 +44,7 @@ def write_report(run: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        CheckpointError: not a run folder, or a model that cannot be loaded, or a disk that refuses the file.
+        CheckpointError: not a run folder, or a model that cannot be loaded, or a file that cannot be written.
         DataError: a damaged file in the run folder.
     """
     content = read_run(run)
@@ -132,7 +132,7 @@ def _score_context(scores: Scores | None) -> dict[str, Any] | None:
 
 
 def _label_context(scores: LabelScores) -> dict[str, Any]:
-    """What the template shows of an evaluation of several labels a photo."""
+    """What the template shows of an evaluation of several labels per image."""
     return {
         "scores": scores,
         "rows": scores.rows[:MAX_CLASS_ROWS],
@@ -142,7 +142,7 @@ def _label_context(scores: LabelScores) -> dict[str, Any]:
 
 
 def _other_loss(run: RunFolder, several: bool) -> str:
-    """What training minimised, in words, where that is not the loss that held-out photos are measured by; else ''."""
+    """The training loss in words, if it differs from the loss on held-out images; else ''."""
     sections = [run.recipe.get(key) for key in ("loss", "distill")]
     loss, distill = (section if isinstance(section, dict) else {} for section in sections)
     own = "bce" if several else "cross_entropy"
@@ -154,7 +154,7 @@ def _other_loss(run: RunFolder, several: bool) -> str:
 
 
 def _facts(run: RunFolder, predictor: Predictor) -> list[tuple[str, str]]:
-    """Everything known of where the run comes from, as (name, value), class lists aside."""
+    """Everything known about the run's origin, as (name, value), without class lists."""
     artefact = predictor.artefact
     known = {
         "run": {key: value for key, value in run.facts.items() if key != "classes"},
@@ -198,6 +198,6 @@ def _shorten(text: str, length: int = MAX_NAME) -> str:
 
 
 def _shorten_middle(text: str, length: int) -> str:
-    """Shorten in the middle: names of classes often differ at their end only."""
+    """Shorten in the middle: names of classes often differ only at the end."""
     head = length * 3 // 5
     return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"

@@ -6,7 +6,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cmtvision.errors import ConfigError
-from cmtvision.weights.files import atomic_write
+from cmtvision.files import atomic_write
 
 SUFFIXES = (".svg", ".png")
 
@@ -22,7 +22,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Raises:
         ConfigError: a suffix other than .svg and .png.
-        CheckpointError: the disk refuses it.
+        CheckpointError: it cannot be written.
     """
     check_suffix(path)
     path = Path(path)

@@ -1,10 +1,10 @@
 """The roofline of a record of ``cmtvision bench``, and its table as CSV.
 
-    x = arithmetic intensity: FLOPs of a pass / bytes that it cannot help moving (see ``bench.cells``)
+    x = arithmetic intensity: FLOPs of a pass / bytes that it must move (see ``bench.cells``)
     y = FLOP/s reached;  roof = min(FLOP/s of matrix products in a precision, x * bytes/s of the caches)
 
-A second slope is that of memory: a point above it has its maps in caches. A point under a slope is bound by what it
-moves, one under a flat roof by arithmetic; none stands above its roof. Records without caches have the one slope.
+A second slope is that of memory: a point above it has its maps in caches. A point under a slope is bound by data
+movement, one under a flat roof by arithmetic; none is above its roof. Records without caches have only one slope.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ Row = Mapping[str, Any]
 
 
 def write_speed_csv(record: Mapping[str, Any], out: Path) -> Path:
-    """Write bench.csv, a row for each cell. Raises CheckpointError where the disk refuses it."""
+    """Write bench.csv, a row for each cell. Raises CheckpointError if it cannot be written."""
     rows = ([cells.get(name) for name in _COLUMNS] for cells in map(_cells, record["cells"]))
     return write_csv(out / CSV_FILE, _COLUMNS, rows)
 
@@ -73,7 +73,7 @@ def write_roofline(record: Mapping[str, Any], out: Path) -> list[Path]:
     """Write plot.svg and plot.png; nothing where no cell has a known cost.
 
     Raises:
-        CheckpointError: the disk refuses it.
+        CheckpointError: it cannot be written.
     """
     if not any(drawable(record)):
         return []
@@ -109,7 +109,7 @@ def draw_roofline(record: Mapping[str, Any]) -> Figure:
 
 
 def _extremes(rows: Sequence[Row]) -> list[Row]:
-    """The fastest cell of each precision, to name where not all can be."""
+    """The fastest cell of each precision, to label if not all can be labelled."""
     best: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["flops_per_second"]):
         best[row["precision"]] = row

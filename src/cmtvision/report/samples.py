@@ -1,9 +1,9 @@
-"""Sample predictions: what the model says of held-out photos, with small pictures of them.
+"""Sample predictions: the model's output for held-out images, with thumbnails.
 
-The surest right ones, the surest mistakes and random ones are picked from the held-out photos, or from a random part of
-them where they are many: a report must not take longer than the training. Where a photo has several labels, how sure
-the model is of it is read from single statements ("there is a dog", "there is no cat"): of a right answer the least
-sure one, of a wrong answer the surest of those that are wrong.
+The most confident correct ones, the most confident mistakes and random ones are picked from the held-out images, or
+from a random part of a large set: a report must not take longer than the training. Where an image has several labels,
+how sure the model is of it is read from single statements ("there is a dog", "there is no cat"): of a right answer the
+least sure one, of a wrong answer the surest of those that are wrong.
 """
 
 import base64
@@ -21,10 +21,10 @@ from PIL import Image
 
 from cmtvision.artefact import Predictor
 from cmtvision.artefact.predictor import THRESHOLD
+from cmtvision.artefact.run.read import RunFolder, SplitRow
 from cmtvision.data import open_image, read_dataset
 from cmtvision.data.photos import PhotoPath, StoredPhoto
 from cmtvision.errors import CmtvisionError, DataError
-from cmtvision.report.run_folder import RunFolder, SplitRow
 
 MAX_PHOTOS = 2000
 MAX_SECONDS = 20.0
@@ -33,9 +33,9 @@ _BATCH = 64
 
 
 class Seen(NamedTuple):
-    """One photo and what the model says of it; probabilities are within 0..1.
+    """One image and the model's prediction for it; probabilities are within 0..1.
 
-    Where photos have several labels, both are joined by ', ', and ``probability`` is how sure the deciding statement is
+    Where images have several labels, both are joined by ', ', and ``probability`` is how sure the deciding statement is
     (see above); ``true_probability`` is then None.
     """
 
@@ -47,7 +47,7 @@ class Seen(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One photo of the page: what was seen, and its picture as a data: address ('' where it cannot be read)."""
+    """One image of the page: what was seen, and its picture as a data: address ('' where it cannot be read)."""
 
     seen: Seen
     picture: str
@@ -68,8 +68,8 @@ class Samples:
 
     Attributes:
         groups: the rows of pictures.
-        looked_at, held_out: photos predicted here, of how many held out.
-        missing: photos that could not be read any more.
+        looked_at, held_out: images predicted here, of how many held out.
+        missing: images that could not be read any more.
         note: one sentence for the page on what was left out, '' where nothing was.
     """
 
@@ -81,13 +81,13 @@ class Samples:
 
 
 def sample_predictions(run: RunFolder, predictor: Predictor, per_group: int = 12, seed: int = 0) -> Samples:
-    """Predict held-out photos of a run and pick those worth a look.
+    """Predict held-out images of a run and pick those worth showing.
 
     Args:
-        run: the run, whose split.csv names the photos.
+        run: the run, whose split.csv names the images.
         predictor: its model.
         per_group: pictures in each group, at most.
-        seed: decides which photos are picked at random.
+        seed: decides which images are picked at random.
     """
     held_out = [row for row in run.split if row.split == "val"]
     if not held_out:
@@ -105,7 +105,7 @@ def sample_predictions(run: RunFolder, predictor: Predictor, per_group: int = 12
 
 
 def _places(run: RunFolder, rows: Sequence[SplitRow]) -> tuple[dict[str, PhotoPath], str]:
-    """Where each photo named in the split is, and a note; no places where they cannot be found any more."""
+    """Where each image named in the split is, and a note; no places where they cannot be found any more."""
     root = run.data_root
     if root is not None and root.is_dir() and any((root / row.path).is_file() for row in rows):
         return {row.path: root / row.path for row in rows}, ""
@@ -119,7 +119,7 @@ def _places(run: RunFolder, rows: Sequence[SplitRow]) -> tuple[dict[str, PhotoPa
 
 
 def _stored(run: RunFolder) -> dict[str, PhotoPath]:
-    """The photos of a run whose data is no folder of files (shards, a table with the images in it), by their names."""
+    """The images of a run whose data is no folder of files (shards, a table with the images in it), by their names."""
     recipe = run.recipe.get("data")
     section = recipe if isinstance(recipe, dict) else {}
     try:
@@ -159,7 +159,7 @@ def _predict(rows: Sequence[SplitRow], places: dict[str, PhotoPath], predictor: 
 
 
 def _judge_one(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Seen | None:
-    """What is said of a photo with one label; None where the model does not know its class."""
+    """What is said of an image with one label; None where the model does not know its class."""
     if row.label not in classes:
         return None
     best = int(probabilities.argmax())
@@ -168,7 +168,7 @@ def _judge_one(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, clas
 
 
 def _judge_several(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Seen | None:
-    """What is said of a photo with any number of labels; None where the model does not know one of them."""
+    """What is said of an image with any number of labels; None where the model does not know one of them."""
     labels = set(filter(None, row.label.split("|")))
     if not labels <= set(classes):
         return None

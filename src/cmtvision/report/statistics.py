@@ -19,7 +19,7 @@ class ClassRow(NamedTuple):
 
 
 class ConfusedPair(NamedTuple):
-    """``photos`` of the ``images`` of class ``true`` were taken for ``predicted``."""
+    """``photos`` of the ``images`` of class ``true`` were predicted as ``predicted``."""
 
     true: str
     predicted: str
@@ -27,8 +27,8 @@ class ConfusedPair(NamedTuple):
     images: int
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a share, as (low, high) within 0..1; 95% by default.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a share, as (low, high) within 0..1.
 
     Unlike share +- z * standard error it stays within 0..1 and is right for few images and for accuracy near 100%.
 
@@ -37,11 +37,10 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     """
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"got {correct} of {total}, expected 0 <= correct <= total and total >= 1")
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    from scipy.stats import binomtest  # takes a second to import
+
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def class_rows(classes: list[str], confusion: Confusion) -> list[ClassRow]:

@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cmtvision.engine.tune import TuneResult
 from cmtvision.report.plot_files import save_figure
+from cmtvision.study.tune import TuneResult
 
 _STATES = {"complete": ("o", "#1f5fa8"), "pruned": ("x", "#9ca3af")}
 
@@ -16,7 +16,7 @@ def write_tuning_plots(found: TuneResult) -> list[Path]:
     """Draw tuning.svg and tuning.png into the search's folder; returns their paths.
 
     Raises:
-        CheckpointError: the disk refuses them.
+        CheckpointError: they cannot be written.
     """
     return [save_figure(_figure(found), found.out / f"tuning{suffix}") for suffix in (".svg", ".png")]
 

@@ -1,8 +1,8 @@
 """A file of weights from its address into the cache, whole or not at all.
 
-The cache is torch's and timm's, ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch/hub/checkpoints``), and is looked at
-first. What comes is kept under a hidden name until it is whole, so that a break costs only what is missing: the next
-try, in this process or a later one, asks for the rest, on the condition that the file is still the same one. Before it
+The cache is torch's and timm's, ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch/hub/checkpoints``), and is searched
+first. A download is kept under a hidden name until it is complete, so that after an interruption the next try, in this
+process or a later one, requests only the rest, provided that the file is still the same one. Before it
 gets its name it is compared with the hash in that name (``resnet18-5c106cde.pth``) and opened by the safe reader.
 Of several processes that want the same file one downloads and the others wait.
 """
@@ -39,17 +39,17 @@ TRIES = 5
 _CHUNK = 1 << 20
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _HASH = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.")  # digits alone are a date
-_WEB_PAGE = "what came is a web page, no file of weights; the login page of a network?"
+_WEB_PAGE = "what came is a web page, not a file of weights; the login page of a network?"
 _log = logging.getLogger(__name__)
 
 
 class FetchError(CheckpointError):
-    """Weights that did not come.
+    """Weights that could not be fetched.
 
     Args:
         fault: which weights, and why.
         remedy: where to put them by hand.
-        option: how a file is named instead.
+        option: the option that names a file instead.
     """
 
     def __init__(self, fault: str, remedy: str, option: str = "--weights FILE") -> None:
@@ -65,7 +65,7 @@ class FetchError(CheckpointError):
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept and looked for first; it need not be there."""
+    """The folder where downloaded weights are kept and searched first; it need not exist."""
     from torch.hub import get_dir
 
     return Path(get_dir()) / "checkpoints"
@@ -80,14 +80,14 @@ def fetch(
 ) -> Path:
     """The file of an address, from the cache or, where it is not there, from the network.
 
-    Proxies are those of the environment (HTTPS_PROXY, NO_PROXY); with HF_HUB_OFFLINE set nothing is tried.
+    Proxies are those of the environment (HTTPS_PROXY, NO_PROXY); with HF_HUB_OFFLINE set no download is tried.
 
     Args:
         url: http or https.
         folder: the cache; None for ``cache_folder()``.
         name: of the file in it; None takes the address's own.
         check: raises CheckpointError for a file that is not whole.
-        pause: seconds until the second try; they double with each one that brought nothing.
+        pause: seconds until the second try; doubled after each try that brought nothing.
 
     Raises:
         FetchError: no network, no such file, a damaged one, or a cache that cannot be written.
@@ -137,7 +137,7 @@ class _BrokenOffError(Exception):
 
 @dataclass(frozen=True)
 class _Offer:
-    """What a server has: how long it is, how it is told from a later one, and the hidden file that takes it."""
+    """A server's file: its length, what distinguishes it from a later version, and the hidden file that receives it."""
 
     part: Path
     total: int | None
@@ -145,7 +145,7 @@ class _Offer:
 
     @property
     def have(self) -> int:
-        """Bytes that are here."""
+        """Bytes downloaded so far."""
         return self.part.stat().st_size if self.part.is_file() else 0
 
 
@@ -162,16 +162,16 @@ class _Job:
 
     @property
     def remedy(self) -> str:
-        """What a person can do by hand."""
+        """What the user can do by hand."""
         return f"put the file at {self.target}, which is looked at first"
 
     def failed(self, reason: str) -> FetchError:
-        """The error for a reason."""
+        """The error with a reason."""
         return FetchError(f"{self.url}: cannot be fetched ({reason})", self.remedy)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Say it in one line where the disk refuses."""
+        """Turn a failed write into a one-line error."""
         try:
             yield
         except (OSError, NotImplementedError) as error:
@@ -182,10 +182,10 @@ class _Job:
             ) from error
 
     def download(self) -> Path:
-        """Bring the whole file into a hidden one beside the target.
+        """Download the whole file into a hidden one next to the target.
 
         Raises:
-            FetchError: it cannot be had.
+            FetchError: it cannot be fetched.
         """
         offer: _Offer | None = None
         fruitless, most = 0, 0
@@ -209,17 +209,17 @@ class _Job:
                     have = offer.have if offer else 0
                     fruitless, most = (0, have) if have > most else (fruitless + 1, most)
                     if fruitless >= TRIES:
-                        here = f", {have:,} of {offer.total:,} bytes are here" if offer and offer.total else ""
+                        here = f", {have:,} of {offer.total:,} bytes are downloaded" if offer and offer.total else ""
                         raise self.failed(f"{broken}{here}, {TRIES} tries brought nothing more") from None
                     seconds = self.pause * 2**fruitless
                     _log.info("%s: %s; trying again in %.0f s", self.target.name, broken, seconds)
                     time.sleep(seconds)
 
     def keep(self, part: Path, check: Callable[[Path], object] | None) -> None:
-        """Give a whole file its name; one that is not what it should be is deleted.
+        """Give a complete file its final name; a wrong file is deleted.
 
         Raises:
-            FetchError: another hash than its name says, or the check refuses it.
+            FetchError: its hash is not the one in its name, or the check fails.
         """
         try:
             expected = _HASH.search(self.target.name)
@@ -245,7 +245,7 @@ class _Job:
         _log.info("downloaded %s to %s", self.target.name, self.target.parent)
 
     def _ask(self, offer: _Offer | None) -> Any:
-        """The server's answer, of the missing bytes where it can tell that they are of the same file."""
+        """The server's response, with only the missing bytes if it can confirm that the file is the same."""
         have = offer.have if offer is not None and offer.validator else 0
         headers = {"User-Agent": "cmtvision", "Accept-Encoding": "identity"}
         if offer is not None and have:
@@ -279,7 +279,7 @@ class _Job:
         return answer
 
     def _offer(self, answer: Any) -> _Offer:
-        """What an answer that begins at the first byte is of; what is left of an older file is deleted."""
+        """The offer of a response that begins at the first byte; a partial older file is deleted."""
         if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             raise self.failed(_WEB_PAGE)
         length = answer.headers.get("Content-Length", "")
@@ -300,7 +300,7 @@ class _Job:
         return _Offer(part, total, validator)
 
     def _receive(self, answer: Any, offer: _Offer, show: Callable[[int, int | None], None]) -> None:
-        """Append what comes to the hidden file.
+        """Append the received bytes to the hidden file.
 
         Raises:
             _BrokenOffError: it ended too early. FetchError: it does not end, or the disk is full.

@@ -1,4 +1,4 @@
-"""How far a download is: a bar with rate and time left on a terminal, elsewhere plain lines of our logger."""
+"""Download progress: a bar with rate and time left on a terminal, elsewhere plain lines of our logger."""
 
 import logging
 import sys
@@ -13,11 +13,11 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def shown_progress(url: str, name: str) -> Iterator[Show]:
-    """A callback(bytes that are here, bytes in all or None) for a download.
+    """A callback(bytes downloaded, total bytes or None) for a download.
 
     Args:
-        url: where it comes from.
-        name: what the bar is called.
+        url: the address of the download.
+        name: the label of the bar.
     """
     if not sys.stderr.isatty():
         yield _lines(url, name)

@@ -1,12 +1,10 @@
-"""Files of weights, read without ever running what is in them.
+"""Files of weights, read without ever executing their content.
 
 A pickle is read by PyTorch's restricted unpickler: tensors, plain containers and argparse.Namespace (the released
-training checkpoints carry their arguments in one) and nothing else; anything more is refused by its name.
+training checkpoints carry their arguments in one) and nothing else; anything more is refused by name.
 """
 
 import argparse
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cmtvision.errors import CheckpointError
+from cmtvision.files import atomic_write
 from cmtvision.weights.pickles import suspicious_names
 
 StateDict = dict[str, torch.Tensor]
@@ -35,7 +34,7 @@ def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
         Parameter name -> tensor, on the CPU, in the layout of the file (see weights.official).
 
     Raises:
-        CheckpointError: a missing, torn or unknown file, or a pickle with more in it than weights.
+        CheckpointError: a missing, torn or unknown file, or a pickle that contains more than weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,44 +74,24 @@ def write_safetensors(state_dict: Mapping[str, torch.Tensor], path: str | Path, 
     """Write weights and a text block to a safetensors file, whole or not at all.
 
     Raises:
-        CheckpointError: where the disk refuses it; a file that stood there before is left as it was.
+        CheckpointError: if it cannot be written; an existing file is left unchanged.
     """
     path = Path(path)
     # safetensors refuses tensors that share memory or have gaps; a copy of each has neither
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state_dict.items()}
-    atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", **metadata}))
+
+    def write(temporary: str) -> None:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+        except SafetensorError as error:  # a full disk is one too
+            raise OSError(str(error)) from error
+
+    atomic_write(path, write)
 
 
 def write_pth(content: Any, path: str | Path) -> None:
-    """torch.save, whole or not at all. Raises CheckpointError where the disk refuses it."""
+    """torch.save, whole or not at all. Raises CheckpointError if it cannot be written."""
     atomic_write(Path(path), lambda temporary: torch.save(content, temporary))
-
-
-def atomic_write(path: Path, write: Any) -> None:
-    """Call write(temporary path) and rename what it wrote to path; on failure nothing is left behind.
-
-    Raises:
-        CheckpointError: with the file and the system's reason.
-    """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        write(temporary)
-        with open(temporary, "rb") as file:  # noqa: PTH123
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        os.replace(temporary, path)  # noqa: PTH105
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be written: {_reason(error)}; free some space or choose --out"
-        ) from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:
@@ -127,7 +106,7 @@ def _read_safetensors(path: Path) -> StateDict:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({_reason(error)}); fetch or write it anew"
+            f"{path}: not a whole safetensors file ({_reason(error)}); fetch or write it again"
         ) from error
 
 
@@ -147,4 +126,4 @@ def read_pickle(path: Path) -> Any:
                 f"{path}: refused, it would run {names[0]} when read; a checkpoint may hold tensors and plain "
                 "containers only. Ask its author for safetensors"
             ) from None
-        raise CheckpointError(f"{path}: not a whole checkpoint of torch.save; fetch or write it anew") from error
+        raise CheckpointError(f"{path}: not a whole checkpoint of torch.save; fetch or write it again") from error

@@ -1,10 +1,10 @@
 """The Keras family's HDF5 files (package keras_cv_attention_models), read into our layout.
 
 Two networks share their layer names there. Ports of the released weights (``CMT*_torch``) have one position bias a
-stage, ``stack{s}_pos_emb``; that package's own CMT-Ti has one a block, over relative offsets,
-``stack{s}_block{b}_light_mhsa_pos_emb``. A file is told from the other by these names.
+stage, ``stack{s}_pos_emb``; that package's own CMT-Ti has one per block, over relative offsets,
+``stack{s}_block{b}_light_mhsa_pos_emb``. These names distinguish the two.
 
-In the file: one group a layer, in it the layer's arrays, kernels as (kh, kw, in, out), depthwise ones as
+In the file: one group per layer, in it the layer's arrays, kernels as (kh, kw, in, out), depthwise ones as
 (kh, kw, C, 1). What ``model.save`` wrote has the layers in a group ``model_weights``. Only arrays are read: no
 attribute, no model configuration, and no link to another file.
 """
@@ -71,7 +71,7 @@ def read_keras_state_dict(path: str | Path) -> StateDict:
     """Read the weights of a CMT of the Keras family into the layout of ``CMT.state_dict()``.
 
     Args:
-        path: an .h5 file written by ``model.save_weights`` or ``model.save``, with TensorFlow or PyTorch behind Keras.
+        path: an .h5 file written by ``model.save_weights`` or ``model.save``, with Keras on TensorFlow or PyTorch.
 
     Returns:
         Parameter and buffer name -> float32 tensor. Ports of the released weights fit ``cmt_{ti,xs,s,b}``, their
@@ -86,7 +86,7 @@ def read_keras_state_dict(path: str | Path) -> StateDict:
     for layer, arrays in layers.items():
         name = _our_name(layer)
         if name is None:
-            raise CheckpointError(f"{path}: layer {layer!r} is none of a CMT of keras_cv_attention_models")
+            raise CheckpointError(f"{path}: layer {layer!r} does not belong to a CMT of keras_cv_attention_models")
         for array, value in _convert(f"{path}: layer {layer!r}", layer, name, arrays).items():
             if array in state:
                 raise CheckpointError(f"{path}: layer {layer!r} is there twice, as batch and as layer norm")
@@ -121,11 +121,11 @@ def _read_layers(path: Path) -> Layers:
             return layers
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a whole HDF5 file ({reason}); fetch it anew") from error
+        raise CheckpointError(f"{path}: not a whole HDF5 file ({reason}); fetch it again") from error
 
 
 def _check_arrays(path: Path, datasets: list[tuple[str, Any]]) -> None:
-    """Refuse what no file of weights has, before any array is read."""
+    """Refuse what no weights file contains, before any array is read."""
     if not datasets:
         raise CheckpointError(f"{path}: no weights in it; expected what Keras's model.save_weights writes")
     total = 0
@@ -140,7 +140,7 @@ def _check_arrays(path: Path, datasets: list[tuple[str, Any]]) -> None:
 
 
 def _our_name(layer: str) -> str | None:
-    """Our module's name for a layer's, None where there is none."""
+    """Our module's name for a layer's, None if there is none."""
     if layer in _LAYERS:
         return _LAYERS[layer]
     match = _STAGE_NAME.fullmatch(layer)
@@ -234,7 +234,7 @@ def _check_whole(path: str, state: StateDict) -> None:
             wanted += [f"stages.{stage}.blocks.{block}.{kind}" for kind in (*kinds, "lmhsa.k", *optional)]
     missing = [_their_name(name) for name in wanted if name not in modules]
     if missing:
-        raise CheckpointError(f"{path}: layer {missing[0]!r} is missing, {len(missing)} in all; fetch it anew")
+        raise CheckpointError(f"{path}: layer {missing[0]!r} is missing, {len(missing)} in all; fetch it again")
 
 
 def _their_name(name: str) -> str:

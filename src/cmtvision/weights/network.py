@@ -1,4 +1,4 @@
-"""Asking servers by HTTP: through the proxies of the environment, redirects to HTTP only, a fault said in one line."""
+"""HTTP requests: through the proxies of the environment, redirects to HTTP only, failures reported in one line."""
 
 import http.client
 from http.client import HTTPMessage
@@ -25,7 +25,7 @@ BRIEFLY = 4.0
 
 
 def unreachable(url: str) -> str:
-    """Why a server cannot be asked at all, '' where it answers, whatever it says. Tried once, without patience."""
+    """Why a server cannot be asked at all, '' if it responds at all. Tried once, with a short timeout."""
     try:
         opener().open(Request(url, method="HEAD", headers={"User-Agent": "cmtvision"}), timeout=TIMEOUT).close()
     except HTTPError as error:
@@ -36,7 +36,7 @@ def unreachable(url: str) -> str:
 
 
 def missing(url: str, timeout: float) -> str:
-    """Why a file cannot be had from its address, '' where its server would send it. Tried once, without patience."""
+    """Why a file cannot be had from its address, '' if its server would send it. Tried once, with a short timeout."""
     try:
         opener().open(Request(url, method="HEAD", headers={"User-Agent": "cmtvision"}), timeout=timeout).close()
     except HTTPError as error:
@@ -48,7 +48,7 @@ def missing(url: str, timeout: float) -> str:
 
 
 def opener() -> OpenerDirector:
-    """What asks servers, by the proxies of the environment; it knows no file:, ftp: or data:."""
+    """An opener that uses the proxies of the environment; it supports neither file: nor ftp: nor data:."""
     asks = OpenerDirector()
     for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler(), _Redirects(), HTTPErrorProcessor()):
         asks.add_handler(handler)
@@ -57,7 +57,7 @@ def opener() -> OpenerDirector:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows to http and https only, and never from https back to http."""
+    """Follows redirects to http and https only, and never from https back to http."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -71,7 +71,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def by_proxy(url: str) -> str:
-    """The proxy that is asked for an address, without its password; '' where there is none."""
+    """A note naming the proxy used for an address, without its password; '' if there is none."""
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if not proxy or proxy_bypass(parts.hostname or ""):

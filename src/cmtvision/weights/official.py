@@ -67,7 +67,7 @@ def to_official(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     """Our names and shapes -> released, in the released order.
 
     Raises:
-        CheckpointError: where the released layout has no place for a tensor.
+        CheckpointError: the released layout has no place for a tensor.
     """
     rules = [(_pattern(ours, r"(?P<stage>[0-3])"), theirs) for theirs, ours in _NAMES]
     converted = {}

@@ -1,4 +1,4 @@
-"""What a pickle would call, found by reading its instructions without following one.
+"""What a pickle would call, found by reading its instructions without executing any.
 
 PyTorch's restricted unpickler already refuses anything but weights; this finds the name to put in the message,
 whatever the protocol of the pickle.
@@ -27,7 +27,7 @@ def suspicious_names(path: Path) -> list[str]:
         path: a file of torch.save, old or new, or a bare pickle.
 
     Returns:
-        Dotted names in the order of the file; empty where there are none, or where it is no pickle.
+        Dotted names in the order of the file; empty where there are none, or if it is not a pickle.
     """
     try:
         if not zipfile.is_zipfile(path):

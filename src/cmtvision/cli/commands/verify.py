@@ -1,0 +1,65 @@
+"""``cmtvision verify``: compare two models on real images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cmtvision.deploy import Verification
+
+
+def verify(  # typer reads options from the signature
+    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: a run, an export or a bundle.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model to compare with it.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", metavar="PATH", help="Images or folders of them [images that the run held out]."),
+    ] = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="How many images to compare on.")] = 64,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance", help="Largest relative difference of logits [1e-4 fp32, 1e-2 fp16, 5e-2 bf16, 0.5 int8]."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare two models: preprocessing bit for bit, classes, logits in batches of 1, 2 and 7, decisions.
+
+    Exit code 0 where they agree, 1 where they do not.
+    """
+    from cmtvision import deploy
+    from cmtvision.cli import output
+    from cmtvision.cli.faults import FAILED
+
+    with output.progress("comparing") as progress:
+        found = deploy.verify(
+            a, b, images, num_images=num_images, tolerance=tolerance, device=device, progress=progress
+        )
+    if json:
+        output.result_json({"a": str(a), "b": str(b), **found.to_dict()})
+    else:
+        _show(found)
+    if not found.passed:
+        raise typer.Exit(FAILED)
+
+
+def _show(found: "Verification") -> None:
+    from cmtvision.cli import output
+
+    rows = [
+        ["images", str(found.num_images)],
+        ["batches", ", ".join(map(str, found.batches))],
+        ["largest logit", f"{found.scale:.4g}"],
+        ["largest difference", f"{found.max_difference:.3g}"],
+        ["relative", f"{found.relative:.2e}"],
+        ["allowed", f"{found.tolerance:.0e}"],
+        ["decided alike", f"{found.top1_agreement:.2%}"],
+        ["computed in", found.arithmetic],
+        ["result", "passed" if found.passed else "failed"],
+    ]
+    output.table(["", ""], rows)
+    for reason in found.reasons:
+        output.result(f"differs: {reason}")

@@ -1,0 +1,1 @@
+"""WebDataset shards: found, indexed, read and written."""

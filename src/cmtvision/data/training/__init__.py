@@ -1,0 +1,1 @@
+"""What training does with images: their order, random changes, and the torch data set."""

@@ -1,0 +1,1 @@
+"""A folder that predicts without PyTorch."""

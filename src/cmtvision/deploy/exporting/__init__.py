@@ -1,0 +1,1 @@
+"""A trained model as files of a runtime, kept only if they agree with the model."""

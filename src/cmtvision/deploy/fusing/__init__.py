@@ -1,0 +1,1 @@
+"""A CMT with everything constant folded into its weights."""

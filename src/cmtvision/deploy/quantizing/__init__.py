@@ -1,0 +1,1 @@
+"""A trained model in 8 bits, within an accuracy budget."""

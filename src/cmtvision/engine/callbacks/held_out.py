@@ -1,0 +1,51 @@
+"""Evaluates a run on its held-out photos, keeps its best weights, and says when better ones have not come for long."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmtvision.engine.evaluation.evaluate import eval_mode, gather_logits, network_forward
+from cmtvision.engine.evaluation.multilabel import mean_average_precision
+from cmtvision.engine.plan import RunPlan
+
+
+class HeldOut:
+    """What the held-out photos say.
+
+    Args:
+        plan: what the run does.
+        loader: this process's share of the photos, None for none.
+
+    Attributes:
+        best: the highest top-1 accuracy (of several labels a photo: mAP) so far as "score", its "epoch" and its
+            "weights"; nothing is kept where no patience can end.
+    """
+
+    def __init__(self, plan: RunPlan, loader: Any) -> None:
+        self.plan, self.loader = plan, loader
+        self.best: dict[str, Any] = {"score": -1.0, "epoch": -1, "weights": None}
+
+    def evaluate(self, network: nn.Module, epoch: int, device: torch.device) -> dict[str, float]:
+        """The figures of an epoch's network, which is kept where it is the best; every process must call it."""
+        recipe = self.plan.recipe
+        forward = network_forward(network.to(device), device, recipe.train.channels_last)
+        with eval_mode(network):
+            seen = gather_logits(forward, self.loader, self.plan.processes)
+        count, figures = len(seen.targets), {"val_loss": seen.mean_loss()}
+        if recipe.data.multi_label:
+            score = figures["val_map"] = mean_average_precision(seen.logits, seen.targets)
+        else:
+            score = figures["val_top1"] = seen.correct() / count
+            figures["val_top5"] = seen.correct_among_five() / count
+        if recipe.train.early_stop_patience is not None and score > self.best["score"]:
+            weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+            self.best = {"score": score, "epoch": epoch, "weights": weights}
+        return figures
+
+    def out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether the last evaluation was one too many without a better score; ``rows`` of metrics.csv."""
+        patience = self.plan.recipe.train.early_stop_patience
+        if patience is None or self.best["weights"] is None or not rows or rows[-1]["val_loss"] is None:
+            return False
+        return bool(rows[-1]["epoch"] - self.best["epoch"] >= patience)

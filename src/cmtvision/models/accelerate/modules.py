@@ -1,0 +1,160 @@
+"""Faster modules with the same parameters: the same mathematics in fewer passes over memory.
+
+Each is made from the plain module that it replaces (``accelerate`` in this package swaps them), has the same parameters
+and computes the same; in evaluation on a CPU operation for operation.
+
+- DWConv(x) + x is one convolution, with 1 added to the kernel's centre (in float32).
+- GELU runs over a channels-last map in memory order, where oneDNN supports it.
+- The convolution before keys and values stays in float32 under bfloat16 autocast on a CPU, where oneDNN's bfloat16
+  gradient of a depthwise one with large strides takes five to ten times as long.
+- LayerNorm, too, is computed in float32 there: with a bfloat16 map and float32 weights PyTorch's is slower.
+- Attention with a bias that learns is written out on a CPU, in float32: PyTorch's fused kernel there has no gradient
+  for the bias, and its fallback does more than is needed.
+- On a GPU the Triton kernels of kernels/ are used if they are switched on.
+
+Shapes: B batch, C channels, H W grid, N queries, M keys, h heads, d head width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from timm.models import register_notrace_module
+from torch import nn
+
+from cmtvision.models.accelerate.kernels import attention_by_kernel, depthwise_by_kernel
+from cmtvision.models.accelerate.merged import merged_convolution, merges_identity
+from cmtvision.models.cmt.irffn import InvertedResidualFFN
+from cmtvision.models.cmt.lmhsa import LightweightAttention
+from cmtvision.models.cmt.lpu import LocalPerceptionUnit
+
+
+@register_notrace_module
+class FastLPU(LocalPerceptionUnit):
+    """The LPU as one convolution in training."""
+
+    def __init__(self, plain: LocalPerceptionUnit) -> None:
+        nn.Module.__init__(self)
+        self.conv = plain.conv
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, dim, H, W) -> map (B, dim, H, W)."""
+        out = depthwise_by_kernel(x, self.conv)
+        return _with_identity(self, x) if out is None else out
+
+
+@register_notrace_module
+class FastIRFFN(InvertedResidualFFN):
+    """The IRFFN with its depthwise convolution and the identity around it as one convolution in training."""
+
+    def __init__(self, plain: InvertedResidualFFN) -> None:
+        nn.Module.__init__(self)
+        for name, module in plain.named_children():
+            self.add_module(name, module)
+        self.act = MapGELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, dim, H, W) -> map (B, dim, H, W)."""
+        x = self.expand_norm(self.act(self.expand(x)))  # (B, hidden_dim, H, W)
+        y = depthwise_by_kernel(x, self.conv, self.act, self.conv_norm)
+        if y is None:
+            y = self.conv_norm(self.act(self.neighbours(x)))
+        return self.drop(self.project_norm(self.project(y)))  # (B, dim, H, W)
+
+    def neighbours(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, hidden_dim, H, W) -> map (B, hidden_dim, H, W)."""
+        return _with_identity(self, x)
+
+
+@register_notrace_module
+class FastAttention(LightweightAttention):
+    """LMHSA with attention, and the convolution before it, computed in the fastest way here."""
+
+    def __init__(self, plain: LightweightAttention) -> None:
+        nn.Module.__init__(self)
+        self.num_heads, self.head_dim, self.scale = plain.num_heads, plain.head_dim, plain.scale
+        self.kv_stride = plain.kv_stride
+        self.fused_attn = plain.fused_attn  # type: ignore[misc]  # final for the scripting compiler
+        for name, module in plain.named_children():
+            self.add_module(name, module)
+        if plain.position_bias is None:
+            self.position_bias = None
+        if type(self.kv_conv) is nn.Conv2d:
+            self.kv_conv = ReducingConv(self.kv_conv)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """softmax(q k^T / sqrt(d) + bias) v: (B, h, N, d)."""
+        if not self.fused_attn:
+            return super().attend(q, k, v, bias)
+        dropout = self.attn_drop.p if self.training else 0.0
+        out = attention_by_kernel(q, k, v, bias, dropout)
+        if out is not None:
+            return out
+        if not self.training or bias is None or q.device.type != "cpu":
+            return super().attend(q, k, v, bias)
+        return written_out_attention(q, k, v, bias, dropout)
+
+
+@register_notrace_module
+class MapGELU(nn.GELU):
+    """GELU of a map (B, C, H, W)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) -> map (B, C, H, W)."""
+        if self.training and input.is_contiguous(memory_format=torch.channels_last):
+            return F.gelu(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.gelu(input)
+
+
+@register_notrace_module
+class MapLayerNorm(LayerNorm2d):
+    """LayerNorm over the channels of a map (B, C, H, W)."""
+
+    def __init__(self, plain: LayerNorm2d) -> None:
+        super().__init__(plain.normalized_shape[0], eps=plain.eps, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self._fast_norm = plain._fast_norm  # type: ignore[misc]  # final for the scripting compiler
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) -> map (B, C, H, W)."""
+        if not self.training or x.device.type != "cpu" or x.dtype == self.weight.dtype:
+            return super().forward(x)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+@register_notrace_module
+class ReducingConv(nn.Conv2d):
+    """The depthwise convolution before keys and values, kernel and stride k."""
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        k, bias = plain.kernel_size[0], plain.bias is not None
+        dim = plain.in_channels
+        super().__init__(dim, plain.out_channels, k, plain.stride[0], groups=dim, bias=bias, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) -> map (B, C, H/k, W/k)."""
+        if not self.training or input.device.type != "cpu":
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
+def _with_identity(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """DWConv3x3(x) + x of a map (B, C, H, W), in training in one pass if the precision allows it."""
+    conv: nn.Conv2d = module.conv
+    if not module.training or not merges_identity(x, conv.weight):
+        return conv(x) + x
+    return merged_convolution(x, conv.weight, conv.bias)
+
+
+def written_out_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v for q (B, h, N, d), k and v (B, h, M, d): (B, h, N, d), with dropout."""
+    dtype = torch.promote_types(q.dtype, torch.float32)  # products this small, and softmax, are slower in bfloat16
+    bias = bias.to(q.dtype)  # under autocast the table stays in float32
+    with torch.autocast("cpu", enabled=False):
+        attn = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-2, -1) + bias.to(dtype)  # (B, h, N, M)
+        return (F.dropout(attn.softmax(dim=-1), dropout) @ v.to(dtype)).to(q.dtype)

@@ -1,0 +1,1 @@
+"""What a network costs, and the paper's law of scaling."""

@@ -1,0 +1,1 @@
+"""Many runs: seeds, ablation, comparison, search."""
