@@ -20,15 +20,17 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from record import RECORDS, write_record
+from record import write_record
 from timm.utils import reparameterize_model
 
 import cmtvision  # noqa: F401  # registers the models
+from cmtvision.bench.opening import captured
 from cmtvision.deploy.fusing.fuse import fuse
 from cmtvision.models.accelerate import accelerate
 from cmtvision.models.accelerate.kernels import use_kernels
@@ -71,19 +73,17 @@ def main() -> None:
             rows[name] = row
             print(part, name, shortly(row), flush=True)
         content["parts"][part] = {"seconds": time.perf_counter() - begun, "rows": rows}
-        (RECORDS / f"gpu-{args.out}.json").unlink(missing_ok=True)
         write_record(f"gpu-{args.out}", "python benchmarks/gpu.py", content)
 
 
 def kernels(quick: bool) -> Iterator[tuple[str, Any]]:
     """Kernel and plain path of each operation."""
     batch, rounds = (8, 1) if quick else (64, 5)
-    copied = copy_rate()
     for name, (kernel, plain, moved) in kernel_rows(STAGES[-1:] if quick else STAGES, batch).items():
         steps = {"kernel launched": kernel, "plain launched": plain}
-        steps |= {"kernel replayed": replayed(kernel), "plain replayed": replayed(plain)}
+        steps |= {"kernel replayed": captured(kernel), "plain replayed": captured(plain)}
         times = interleaved(steps, rounds, 0.05)
-        share = moved / statistics.median(times["kernel replayed"]) / copied
+        share = moved / statistics.median(times["kernel replayed"]) / copy_rate()
         yield name, spreads(times) | {"share_of_copy_rate": share}
 
 
@@ -169,14 +169,14 @@ def inference_row(name: str, quick: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"input_size": size, "parameters": sum(p.numel() for p in model.parameters())}
     for batch in (1, 4) if quick else (1, 64):
         images = bfloat16(batch, *size).contiguous(memory_format=torch.channels_last)
-        steps = {"plain": replayed(inference_step(lower(model), images))}
+        steps = {"plain": captured(inference_step(lower(model), images))}
         if name in CMT:
             fused = fuse(model, size[1:], torch.bfloat16, packed=False)
-            steps["fused"] = replayed(inference_step(fused, images))
+            steps["fused"] = captured(inference_step(fused, images))
         if name == "cmt_s":
             steps["launched"] = inference_step(lower(model), images)
             with use_kernels("on"):
-                steps["kernels"] = replayed(inference_step(accelerate(lower(model)), images))
+                steps["kernels"] = captured(inference_step(accelerate(lower(model)), images))
         row[f"batch {batch}"] = spreads(interleaved(steps, 1 if quick else 5, 0.05))
     return row
 
@@ -207,7 +207,7 @@ def training(quick: bool) -> Iterator[tuple[str, Any]]:
         for mode in ("off", "on") if name.startswith("cmt") else ("off",):
             with use_kernels(mode):
                 steps[f"{mode} launched"] = with_kernels(mode, training_step(name, batch))
-                steps[f"{mode} replayed"] = replayed(training_step(name, batch))
+                steps[f"{mode} replayed"] = captured(training_step(name, batch))
         yield f"{name} batch {batch}", spreads(interleaved(steps, 1 if quick else 5, 0.2))
 
 
@@ -216,7 +216,7 @@ def compiled(quick: bool) -> Iterator[tuple[str, Any]]:
     name, batch = ("cmt_nano", 4) if quick else ("cmt_s", 128)
     for mode in ("off", "on"):
         with use_kernels(mode):
-            step = replayed(training_step(name, batch, torch.compile))
+            step = captured(training_step(name, batch, torch.compile))
             yield f"{name} batch {batch} {mode}", spreads(interleaved({"step": step}, 1 if quick else 5, 0.2))
         torch.compiler.reset()
 
@@ -251,25 +251,7 @@ def training_step(name: str, batch: int, wrap: Any = None) -> Step:
     return step
 
 
-def replayed(step: Step) -> Step:
-    """The same work as a CUDA graph. Kernels are compiled and tuned before it is captured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-
-    def replay(_kept: Step = step) -> None:  # what the graph reads and writes belongs to the step, and lives as long
-        graph.replay()
-
-    return replay
-
-
+@cache
 def copy_rate() -> float:
     """Bytes read and written per second by a copy of 1 GiB."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")

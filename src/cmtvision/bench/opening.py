@@ -99,7 +99,7 @@ def _open_network(target: Target, device: str, input_size: tuple[int, int, int])
     run = _compiled(model) if target.runtime == "compiled" else model
     opened = _passes(run, device, input_size, layout, dtype, target.precision == "amp")
     if target.runtime == "cuda-graph":
-        return lambda batch: _captured(opened(batch)), note
+        return lambda batch: captured(opened(batch)), note
     return opened, note
 
 
@@ -145,15 +145,19 @@ def _compiled(model: nn.Module) -> Callable[..., torch.Tensor]:
     return torch.compile(model, dynamic=False)
 
 
-def _captured(forward: Pass) -> Pass:
-    """The pass as one CUDA graph: kernels are launched together, from the same memory each time."""
+def captured(step: Pass) -> Pass:
+    """The same work as one CUDA graph: kernels are launched together, from and to the same memory each time."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # autotuning and allocation happen here, not in the graph
         for _ in range(3):
-            forward()
+            step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        forward()
-    return graph.replay
+        step()
+
+    def replay(_kept: Pass = step) -> None:  # the images and weights that the graph reads live as long as the step
+        graph.replay()
+
+    return replay

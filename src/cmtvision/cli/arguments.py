@@ -1,6 +1,7 @@
 """Arguments and options that several commands share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
@@ -26,6 +27,20 @@ StreamsOption: TypeAlias = Annotated[
     int | None, typer.Option("--streams", min=1, help="Parts of a batch computed at a time, in OpenVINO.")
 ]
 LEAST_MINUTES, MOST_MINUTES = 0.1, 525_600  # a year
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse to write a record into a folder that holds something; --overwrite replaces only what the command writes.
+
+    Raises:
+        ConfigError: a file, or a folder that is not empty.
+    """
+    from cmtvision.errors import ConfigError
+
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(f"{folder}: is not empty; choose another --out, or use --overwrite")
 
 
 def options_end(words: Sequence[str]) -> int:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtvision.cli.arguments import check_free
+
 if TYPE_CHECKING:
     from cmtvision.bench.target import Target
 
@@ -66,7 +68,7 @@ def bench(  # typer reads options from the signature
     if overwrite and out is None:
         raise ConfigError("--overwrite: nothing is written without --out; add it, or leave --overwrite out")
     if out is not None:
-        _check_free(out, overwrite)
+        check_free(out, overwrite)
 
     from cmtvision.artefact.predictor import pick_device
     from cmtvision.bench.runtimes import in_runtimes
@@ -123,16 +125,6 @@ def numbers(option: str, text: str) -> list[int]:
 
 def _words(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",")]
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse to write into a folder that holds something; --overwrite replaces only what this command writes."""
-    from cmtvision.errors import ConfigError
-
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ConfigError(f"{folder}: is not empty; choose another --out, or use --overwrite")
 
 
 def _check_writable(folder: Path) -> None:

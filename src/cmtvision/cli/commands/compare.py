@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import RecipeOption, SettingsOption
+from cmtvision.cli.arguments import RecipeOption, SettingsOption, check_free
 
 if TYPE_CHECKING:
     from cmtvision.bench.comparison import Row
@@ -56,7 +56,7 @@ def compare(  # typer reads options from the signature
     from cmtvision.cli.compare_table import show_comparison
     from cmtvision.cli.plan import study_out
     from cmtvision.cli.provenance import provenance
-    from cmtvision.cli.studies import begin_study, resume_command
+    from cmtvision.cli.studies import begin_study, is_study, resume_command
     from cmtvision.errors import ConfigError
 
     if train is None and (recipe or settings or seeds or resume != "no"):
@@ -67,7 +67,9 @@ def compare(  # typer reads options from the signature
         raise ConfigError("--overwrite would delete trainings; resume them with --resume, or choose another --out")
     folder, chosen = out or study_out("compare" if train is None else train, "compare"), None
     if train is None:
-        _check_free(folder, overwrite)
+        if is_study(folder):
+            raise ConfigError(f"{folder}: holds trainings; choose another --out")
+        check_free(folder, overwrite)
     else:
         folder, chosen = begin_study(folder, out is not None, resume, recipe, _training_settings(settings, img_size))
 
@@ -116,19 +118,6 @@ def compare(  # typer reads options from the signature
     if not any(row["failure"] is None for row in record["rows"]):
         output.note("no model could be measured")
         raise typer.Exit(1)
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse to write into a folder that holds something."""
-    from cmtvision.cli.studies import is_study
-    from cmtvision.errors import ConfigError
-
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; name a folder")
-    if is_study(folder):
-        raise ConfigError(f"{folder}: holds trainings; choose another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ConfigError(f"{folder}: is not empty; choose another --out, or use --overwrite")
 
 
 def _training_settings(settings: Sequence[str] | None, img_size: int | None) -> list[str]:

@@ -47,11 +47,6 @@ class LossWatch:
         self.batches += 1
         self._waiting.append((step, loss, gradient_norm, indices))
 
-    @property
-    def waiting(self) -> int:
-        """Batches that were not looked at yet."""
-        return len(self._waiting)
-
     def look(self) -> str | None:
         """Look at the batches since the last time; what is wrong, in words, or None."""
         self.shown = self.mean()
