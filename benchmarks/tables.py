@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cmtvision.bench.limits import in_words
+from cmtvision.models.peers.published import list_published
 from cmtvision.report.ablation import in_points
+from cmtvision.study.intervals import paired_difference
 
+REFUSED = "; its exports differ"  # of a network whose exports the verification refused
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 
@@ -40,6 +43,64 @@ def measured(*names: str) -> str:
 def with_place(lines: list[str], *names: str) -> str:
     """A table, and below it where its records were made."""
     return "\n".join([*lines, "", measured(*names)])
+
+
+def at_equal_accuracy() -> str:
+    """Each CMT, and the fastest networks that are published as at least as accurate."""
+    rows = [row for row in record("published-cpu")["rows"] if row["failure"] is None and not row["refused"]]
+    lines = [
+        "| | Published top-1 | One image | Fastest of the paper's others, as accurate | Fastest of all, as accurate |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("cmt_ti", "cmt_xs", "cmt_s", "cmt_b"):
+        own = next(row for row in rows if row["model"] == name)
+        as_good = [row for row in rows if row["published"]["percent"] >= own["published"]["percent"]]
+        others = [row for row in as_good if row["family"] != "CMT"]
+        best = [min(among, key=milliseconds, default=None) for among in (of_paper(others), others)]
+        cells = ["none measured" if row is None else said(row) for row in best]
+        lines.append(
+            f"| `{name}` | {own['published']['percent']:.1f}% | {milliseconds(own):.1f} ms | {' | '.join(cells)} |"
+        )
+    return with_place(lines, "published-cpu")
+
+
+def published_latency() -> str:
+    """Every network of the first figure."""
+    lines = [
+        "| Network | `timm` name | Input | Published top-1 | One image, ms (least-most) | Runtime |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(record("published-cpu")["rows"], key=milliseconds):
+        least, most = (1e3 * row["latency_seconds"][key] for key in ("min", "max"))
+        lines.append(
+            f"| {system_of(row)} | `{row['model'].partition('@')[0]}` | {row['input_size'][-1]} | "
+            f"{row['published']['percent']:.1f}% | {milliseconds(row):.1f} ({least:.1f}-{most:.1f}) | "
+            f"{RUNTIMES[row['runtime']]}{REFUSED if row['refused'] else ''} |"
+        )
+    return with_place(lines, "published-cpu")
+
+
+def of_paper(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["of_paper"]]
+
+
+def said(row: dict[str, Any]) -> str:
+    return f"{system_of(row)} {row['published']['percent']:.1f}%, {milliseconds(row):.1f} ms"
+
+
+def milliseconds(row: dict[str, Any]) -> float:
+    return 1e3 * float(row["latency_seconds"]["median"])
+
+
+def system_of(row: dict[str, Any]) -> str:
+    """The name in the literature of a row's network; a star where it learned from a larger one."""
+    figure = row["published"]
+    found = next(
+        one.system
+        for one in list_published()
+        if (one.model, one.top1, one.source) == (row["architecture"], figure["percent"], figure["source"])
+    )
+    return found.replace(" distilled", "*")
 
 
 def models() -> str:
@@ -174,27 +235,54 @@ def int8() -> str:
     return with_place(lines, "quantize-nano")
 
 
-def ladder() -> str:
-    """The ladder from DeiT to CMT: accuracy over seeds, and what each step changed."""
-    study = record("ladder-study")
+def ladder(name: str = "ladder-study", part: str = "ladder") -> str:
+    """The ladder from DeiT to CMT, or CMT without one idea each: accuracy over seeds, and what each step changed."""
+    study = record(name)
+    step = "Step" if part == "ladder" else "Difference to CMT"
     lines = [
-        "| Network | Parameters | MMACs | Top-1, each seed | Mean | Step, points (95%) |",
+        f"| Network | Parameters | MMACs | Top-1, each seed | Mean | {step}, points (95%) |",
         "|---|---|---|---|---|---|",
     ]
-    for row in study["rows"]:
+    for row in (row for row in study["rows"] if row["part"] == part):
         each = ", ".join(f"{count / row['num_images']:.2%}" for count in row["correct"].values())
-        step = row["difference"]
-        said = "-" if step is None else in_points(step)
+        said = "-" if row["difference"] is None else in_points(row["difference"])
         lines.append(
             f"| `{row['key']}` | {row['parameters'] / 1e6:.2f} M | {1e3 * row['gmacs']:.2f} | {each} | "
             f"{row['top1']['mean']:.2%} | {said} |"
         )
-    return "\n".join(lines)
+    return with_place(lines, name)
 
 
-def peers() -> str:
-    """CMT-nano beside its peers: accuracy over seeds and speed."""
-    study = record("nano-peers")
+def micro_ladder() -> str:
+    return ladder("micro-ladder")
+
+
+def micro_without() -> str:
+    return ladder("micro-ladder", "leave-one-out")
+
+
+def micro_peers() -> str:
+    return peers("micro-peers")
+
+
+def grocery_transfer() -> str:
+    """Fine-tuned on natural photos, beside the same networks from scratch."""
+    study = record("grocery-transfer")
+    total, seeds = study["data"]["test"], len(study["seeds"])
+    lines = [
+        f"| Test photos recognised of {total:,}, each seed | From scratch | Mean | Fine-tuned | Mean | Gain, points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(study["rows"].items(), key=lambda item: -sum(item[1]["fine-tuned"])):
+        means = {start: 100 * sum(counts) / (seeds * total) for start, counts in row.items()}
+        cells = [f"{', '.join(f'{count:,}' for count in row[start])} | {means[start]:.1f}%" for start in means]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {means['fine-tuned'] - means['scratch']:+.1f} |")
+    return with_place(lines, "grocery-transfer")
+
+
+def peers(name: str = "nano-peers") -> str:
+    """CMT beside its peers: accuracy over seeds and speed."""
+    study = record(name)
     lines = [
         "| Network (1000 classes) | Parameters | MMACs | Latency | Images/s | Top-1, each seed | Mean (95%) |",
         "|---|---|---|---|---|---|---|",
@@ -207,7 +295,87 @@ def peers() -> str:
             f"{1e3 * row['latency_seconds']['median']:.1f} ms | {row['images_per_second']['median']:,.0f} | {each} | "
             f"{found['percent']:.2f}% ({found['low']:.2f} to {found['high']:.2f}) |"
         )
-    return with_place(lines, "nano-peers")
+    return with_place(lines, name)
+
+
+def gpu_study() -> str:
+    """Size micro again, with more epochs and seeds: each rung beside the one below, all others beside CMT."""
+    study = record("gpu-study")
+    finished = {name: row for name, row in study["rows"].items() if row}
+    shares = {
+        name: {int(seed): one["correct"] / one["of"] for seed, one in row.items()} for name, row in finished.items()
+    }
+    rungs = [name for name in finished if "_ladder_" in name]
+    references = {**dict(zip(rungs[1:], rungs[:-1], strict=True)), rungs[0]: None}
+    lines = [
+        f"| {study['epochs']} epochs | Top-1, each seed | Mean | Beside | Difference, points (95%) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, each in shares.items():
+        reference = references.get(name, rungs[-1] if "_micro" in name else "cmt_ti")
+        found = None if reference in (None, name) else paired_difference(each, shares[str(reference)])
+        beside = "the rung below" if name in rungs[1:] else "-" if found is None else f"`{short(str(reference))}`"
+        lines.append(
+            f"| `{short(name)}` | {', '.join(f'{share:.2%}' for share in each.values())} | "
+            f"{sum(each.values()) / len(each):.2%} | {beside} | {'-' if found is None else in_points(vars(found))} |"
+        )
+    return with_place(lines, "gpu-study")
+
+
+IDEAS = {
+    "lpu": "Local Perception Unit", "bias": "position bias", "keys": "reduced keys and values",
+    "irffn": "convolution of the IRFFN",
+}  # fmt: skip
+STAGES = ("1", "2", "3", "4", "all")
+
+
+def ideas_at_work() -> str:
+    """The accuracy of a trained CMT from which an idea is taken, by stage."""
+    found = record("ideas-at-work")
+    whole = mean_percent(found, found["ideas"]["nothing"])
+    lines = [
+        f"| `cmt_micro`, {whole:.1f}% as trained | | {' | '.join(f'Stage {one}' for one in STAGES[:-1])} | All |",
+        "|---" * (2 + len(STAGES)) + "|",
+    ]
+    for idea, said in IDEAS.items():
+        for how in ("zeroed", "averaged"):
+            counts = [found["ideas"].get(f"{idea} {how} {place}") for place in STAGES]
+            cells = ["-" if each is None else f"{mean_percent(found, each):.1f}%" for each in counts]
+            lines.append(f"| {said} | {how} | {' | '.join(cells)} |")
+    return with_place(lines, "ideas-at-work")
+
+
+def other_images(what: str, unit: str) -> str:
+    """CMT and its peers on images of other sizes, or moved, or turned."""
+    found = record("ideas-at-work")
+    heads = list(found[what]["cmt_micro"])
+    lines = [f"| | {' | '.join(f'{head} {unit}' for head in heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, counts in found[what].items():
+        cells = [f"{mean_percent(found, counts[head]):.1f}%" if head in counts else "-" for head in heads]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def other_sizes() -> str:
+    return other_images("sizes", "px")
+
+
+def moved() -> str:
+    return other_images("shifts", "px")
+
+
+def turned() -> str:
+    return other_images("turns", "degrees")
+
+
+def mean_percent(found: dict[str, Any], counts: list[int]) -> float:
+    """The mean over seeds."""
+    return 100 * sum(counts) / (len(counts) * int(found["images"]))
+
+
+def short(name: str) -> str:
+    """The ladder's last rung is CMT itself."""
+    return name.replace("cmt_ladder_5_irffn_", "cmt_")
 
 
 def hardware() -> str:
@@ -294,8 +462,24 @@ def gpu_kernels() -> str:
 
 
 PAGES = {
-    "README.md": {"models": models, "hardware": hardware},
-    "docs/results.md": {"runs": runs, "ladder": ladder, "peers": peers, "transfer": transfer},
+    "README.md": {"at_equal_accuracy": at_equal_accuracy, "models": models, "hardware": hardware},
+    "docs/comparison.md": {"published_latency": published_latency},
+    "docs/results.md": {
+        "runs": runs,
+        "micro_ladder": micro_ladder,
+        "micro_without": micro_without,
+        "gpu_study": gpu_study,
+        "micro_peers": micro_peers,
+        "ladder": ladder,
+        "peers": peers,
+        "transfer": transfer,
+    },
+    "docs/ideas-at-work.md": {
+        "ideas_at_work": ideas_at_work,
+        "other_sizes": other_sizes,
+        "moved": moved,
+        "turned": turned,
+    },
     "docs/performance.md": {
         "throughput": throughput,
         "inference": inference,

@@ -42,8 +42,8 @@ FROZEN = {
     "models": ["pattern", "--peers", "--json"],
     "ablate": ["data", "--size", "--only", "--recipe", "--set", "--seeds", "--out", "--resume", "--json"],
     "compare": [
-        "models", "--img-size", "--batch", "--rounds", "--device", "--train", "--recipe", "--set", "--seeds", "--out",
-        "--resume", "--overwrite", "--json",
+        "models", "--img-size", "--batch", "--rounds", "--device", "--runtime", "--precision", "--train", "--recipe",
+        "--set", "--seeds", "--out", "--resume", "--overwrite", "--json",
     ],
     "scale": [
         "--from", "--phi", "--gmacs", "--params", "--latency", "--device", "--name", "--out", "--overwrite", "--json",

@@ -53,6 +53,7 @@ GMACS = {
     "vit_gigantic_patch14_224": 484.0,
 }
 NANO = ["vit_nano", "deit_nano_distilled", "cvt_nano", "pvt_v1_nano"]
+MICRO = [name.replace("nano", "micro") for name in NANO]
 
 
 def shapes_only(name, **kwargs):
@@ -79,11 +80,17 @@ def test_multiply_adds_at_224_px(name):
 
 
 @pytest.mark.parametrize("num_classes", [10, 1000])
-@pytest.mark.parametrize("name", NANO)
-def test_nano_peers_cost_what_cmt_nano_costs(name, num_classes):
-    ratio = macs(name, 32, num_classes=num_classes) / macs("cmt_nano", 32, num_classes=num_classes)
+@pytest.mark.parametrize(
+    ("name", "cmt", "side"),
+    [
+        *((name, "cmt_nano", 32) for name in [*NANO, "ceit_nano"]),
+        *((name, "cmt_micro", 64) for name in [*MICRO, "ceit_micro"]),
+    ],
+)
+def test_small_peers_cost_what_cmt_costs(name, cmt, side, num_classes):
+    ratio = macs(name, side, num_classes=num_classes) / macs(cmt, side, num_classes=num_classes)
     assert 0.9 < ratio < 1.1
 
 
 def test_every_counted_system_is_listed():
-    assert {*PARAMETERS, *NANO} == {system.name for system in SYSTEMS if system.made_by != "ours"}
+    assert {*PARAMETERS, *NANO, *MICRO} == {system.name for system in SYSTEMS if system.made_by != "ours"}

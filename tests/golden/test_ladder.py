@@ -20,7 +20,7 @@ SMALL = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "stem_width": 8, "head
 
 
 def gmacs(name: str, **options: object) -> float:
-    model, size = build_shapes_only(name, **options)
+    model, size = build_shapes_only(name, arguments=options)
     return total(count(model, size)).macs / 1e9
 
 
@@ -30,7 +30,7 @@ def test_neighbours_cost_the_same_within_ten_percent(size: str) -> None:
     assert [max(a, b) / min(a, b) for a, b in pairwise(costs)] == pytest.approx([1.0] * 5, abs=0.1)
 
 
-@pytest.mark.parametrize(("size", "cmt"), [("s", "cmt_s"), ("ti", "cmt_ti"), ("nano", "cmt_nano")])
+@pytest.mark.parametrize(("size", "cmt"), [(size, f"cmt_{size}") for size in SIZES])
 def test_top_rung_is_cmt(size: str, cmt: str) -> None:
     with torch.device("meta"):
         top, whole = timm.create_model(ladder(size)[-1]), timm.create_model(cmt)

@@ -30,6 +30,19 @@ def test_a_study_ends_in_a_table_grows_is_stopped_and_never_trains_twice(photos,
     other = run_cli("ablate", photos, *SHORT, "--set", "optim.lr=1", "--out", "study", "--resume", cwd=tmp_path)
     assert_one_error(other, "another recipe", "choose another --out")
 
+    table = (study / "ablation.csv").read_text()
+    words = ("ablate", photos, "--only", "ladder", "--seeds", "1", "--out", "killed")
+    process = subprocess.Popen(command_line(*words, *SHORT), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("killed/runs/*_2_*/seed-0/run.json")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    again = run_cli(*words, "--resume", cwd=tmp_path)
+    assert "kept" in again.stderr
+    assert (tmp_path / "killed" / "ablation.csv").read_text() == table
+
     words = ("ablate", photos, "--only", "ladder", "--seeds", "2", "--out", "study", "--resume")
     process = subprocess.Popen(command_line(*words), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 200

@@ -59,6 +59,8 @@ def test_the_exit_code_says_when_nothing_could_be_measured(tmp_path):
         (["cmt_nano", "--seeds", "2"], "add --train DATA"),
         (["cmt_nano", "--train", "nowhere"], "nowhere"),
         (["cmt_nano", "--device", "tpu"], "device 'tpu'"),
+        (["cmt_nano", "--precision", "bf16"], "add --runtime best"),
+        (["cmt_nano", "--runtime", "best", "--precision", "bf61"], "unknown precision 'bf61'; did you mean 'bf16'"),
     ],
 )
 def test_mistakes_are_answered_before_anything_is_measured(words, pattern, tmp_path, monkeypatch, capsys):
@@ -71,6 +73,21 @@ def test_mistakes_are_answered_before_anything_is_measured(words, pattern, tmp_p
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert re.search(pattern, line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_model_is_timed_in_its_fastest_runtime_and_a_runtime_that_refuses_says_why(tmp_path):
+    words = ("compare", "cmt_nano", "test_resnet", "--runtime", "best", "--rounds", "1", "--batch", "2", "--out", "c")
+    done = run_cli(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["model"]: row for row in json.loads((tmp_path / "c" / "comparison.json").read_text())["rows"]}
+    assert set(rows) == {"cmt_nano", "test_resnet"}
+    for name, row in rows.items():
+        assert row["failure"] is None
+        assert row["runtime"] in ("eager", "fused", "torch", "onnx", "openvino")
+        assert f"{name}  " in done.stdout
+        assert f"{row['runtime']} fp32" in done.stdout
+    assert rows["cmt_nano"]["runtime"] != "eager"  # its calls cost more than its arithmetic
+    assert rows["test_resnet"]["refused"] == {}  # what only a CMT has is not asked of others
 
 
 def test_models_and_a_run_are_trained_under_one_recipe(photos, trained, tmp_path):

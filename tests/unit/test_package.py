@@ -23,7 +23,7 @@ def python(code):
 def test_models_are_registered_in_either_order(imports):
     shown = "[n for n in sorted(timm.list_models('cmt_*')) if not {'ladder', 'phi'} & set(n.split('_'))]"
     done = python(f"{imports}; print({shown})")
-    names = ["cmt_b", "cmt_nano", "cmt_s", "cmt_ti", "cmt_ti_kecam", "cmt_xs"]
+    names = ["cmt_b", "cmt_micro", "cmt_nano", "cmt_s", "cmt_ti", "cmt_ti_kecam", "cmt_xs"]
     assert done.stdout.strip() == str(names), done.stderr
 
 

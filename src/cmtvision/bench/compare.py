@@ -1,22 +1,29 @@
 """Models side by side: what each costs on paper, in memory and in time on this machine, and how accurate it is.
 
-Every model is timed as the engine and the Predictor run it, in float32, by ``bench.measure``.
+Every model is timed by ``bench.measure``: as the engine and the Predictor run it, in float32, or (``best``) in every
+runtime and precision that takes it here, of which the fastest for one image is its row.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import timm
 import torch
 
 from cmtvision.bench.comparison import Accuracy, Row
+from cmtvision.bench.exports import make_exports
 from cmtvision.bench.measure import Measured, Phase, measure
+from cmtvision.bench.runtimes import in_runtimes
 from cmtvision.bench.target import AS_TRAINED, ImgSize, Target
 from cmtvision.bench.timing import SECONDS_A_ROUND
 from cmtvision.bench.workers import Workers
-from cmtvision.models.peers.published import find_published, list_published
-from cmtvision.models.peers.systems import find_system
+from cmtvision.models.peers.published import list_published
+from cmtvision.models.peers.systems import SYSTEMS, find_system
 from cmtvision.study.intervals import mean_interval
 from cmtvision.study.seeds import Entry, EntryResult
 
@@ -37,7 +44,7 @@ def measure_all(
 
     Args:
         targets: from ``find_targets``.
-        img_size: of the image, in pixels, None for each model's own.
+        img_size: of the image, in pixels, for models that were named without one; None for each model's own.
         batch: images in a forward pass for throughput and memory; latency is that of one image.
         rounds: how often each is timed, ``SECONDS_A_ROUND`` each.
         device: 'cpu', 'cuda' or 'mps'.
@@ -49,7 +56,12 @@ def measure_all(
     """
     alike = [
         replace(
-            target, runtime=AS_TRAINED, precision="fp32", threads=torch.get_num_threads(), img_size=img_size, file=None
+            target,
+            runtime=AS_TRAINED,
+            precision="fp32",
+            threads=torch.get_num_threads(),
+            img_size=target.img_size or img_size,
+            file=None,
         )
         for target in targets
     ]
@@ -63,6 +75,75 @@ def measure_all(
         workers=workers,
     )
     return [_row(one, batch) for one in found.targets]
+
+
+def measure_best(
+    targets: Sequence[Target],
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    img_size: ImgSize = None,
+    batch: int = 8,
+    rounds: int = 5,
+    device: str = "cpu",
+    phase: Phase,
+    workers: Workers | None = None,
+) -> list[Row]:
+    """Measure models, each in the runtime and precision in which one image takes the least time on this machine.
+
+    Exports are verified against the network before they are timed. All that is measured of a model is timed in the same
+    rounds.
+
+    Args:
+        targets: from ``find_targets``.
+        precisions: those to choose from, see ``runtimes.PRECISIONS``.
+        img_size, batch, rounds, device, phase, workers: see ``measure_all``.
+
+    Returns:
+        A row for each, in their order. Its ``refused`` says which runtime did not take the model, and why; one that no
+        runtime takes has the first reason as its failure.
+
+    Raises:
+        ConfigError: as ``in_runtimes``.
+    """
+    ways = in_runtimes(
+        targets, precisions=precisions, threads=[torch.get_num_threads()], img_size=img_size, device=device
+    )
+    ways = [
+        way
+        for way in ways
+        if way.is_export
+        or (
+            (way.runtime != "fused" or family(way.architecture).startswith("CMT"))
+            and (way.runtime != "torch" or device != "cpu")
+        )  # there it computes what eager or fused does
+    ]
+    with TemporaryDirectory(prefix="cmtvision-compare-") as temporary:
+        with phase("exporting and verifying") as progress:
+            ways, failures = make_exports(ways, Path(temporary), progress)
+        found = measure(
+            ways,
+            batches=(1, batch),
+            rounds=rounds,
+            seconds=SECONDS_A_ROUND,
+            device=device,
+            failures=failures,
+            phase=phase,
+            workers=workers,
+        )
+    return [_fastest(list(group), batch) for _, group in groupby(found.targets, key=lambda one: one.target.name)]
+
+
+def _fastest(ways: Sequence[Measured], batch: int) -> Row:
+    """The row of a model that was measured in several ways."""
+    good = [one for one in ways if not one.failures]
+    refused = {
+        f"{one.target.runtime} {one.target.precision}": next(iter(one.failures.values()))
+        for one in ways
+        if one.failures
+    }
+    if not good:
+        return replace(_row(ways[0], batch), refused=refused)
+    return replace(_row(min(good, key=lambda one: median(one.samples[1].medians)), batch), refused=refused)
 
 
 def _row(one: Measured, batch: int) -> Row:
@@ -80,9 +161,12 @@ def _row(one: Measured, batch: int) -> Row:
         memory_bytes=_memory(one, (1, batch)),
         latency=() if failure else tuple(one.samples[1].medians),
         batch_seconds=() if failure else tuple(one.samples[batch].medians),
-        published=_published(target, work.input_size),
+        published=published_accuracy(target, work.input_size),
         own=_own(target),
         failure=failure,
+        runtime=target.runtime,
+        precision=target.precision,
+        of_paper=any(system.name == target.architecture.partition(".")[0] for system in SYSTEMS),
     )
 
 
@@ -93,14 +177,17 @@ def _memory(one: Measured, batches: Sequence[int]) -> int | None:
     return max(known) if len(known) == len(peaks) else None
 
 
-def _published(target: Target, input_size: tuple[int, int, int] | None) -> Accuracy | None:
+def published_accuracy(target: Target, input_size: tuple[int, int, int] | None) -> Accuracy | None:
     """The published top-1 of a network as it was published: not of a run, nor at another input size."""
-    found = find_published(target.architecture) if target.folder is None else None
     cfg = timm.get_pretrained_cfg(target.architecture, allow_unregistered=True)
-    if found is None or found.top1 is None or cfg is None or cfg.input_size != input_size:
+    if target.folder is not None or input_size is None or cfg is None:
         return None
-    rows = (row for row in list_published() if (row.model, row.top1) == (found.model, found.top1))
-    return Accuracy("published", found.top1, next(rows, found).source)
+    base = target.architecture.partition(".")[0]
+    for row in list_published():
+        size = cfg.input_size if row.img_size is None else (3, row.img_size, row.img_size)
+        if row.model == base and row.top1 is not None and size == input_size:
+            return Accuracy("published", row.top1, row.source, system=row.system)
+    return None
 
 
 def family(architecture: str) -> str:

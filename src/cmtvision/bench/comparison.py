@@ -5,10 +5,11 @@ the order is the same in every run.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
 
+from cmtvision.bench.target import AS_TRAINED
 from cmtvision.bench.timing import spread
 
 Kind = Literal["trained", "published", "run"]
@@ -25,6 +26,7 @@ class Accuracy:
         source: who says so, or what was counted.
         low, high: its 95% interval over seeds, None where there is none.
         counts: (recognised, of how many) photos, for each seed.
+        system: of a published one, the name of the network in the literature.
     """
 
     kind: Kind
@@ -33,6 +35,7 @@ class Accuracy:
     low: float | None = None
     high: float | None = None
     counts: tuple[tuple[int, int], ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,11 @@ class Row:
         own: accuracy of a finished run on its own held-out photos.
         training_failure: why it could not be trained.
         failure: why it could not be measured.
+        runtime, precision: in which it was timed; 'as-trained' is PyTorch as the engine runs it.
+        refused: runtimes that did not take it, with the precision, and why.
+        of_paper: whether it is one of the systems that CMT's paper compares itself with (models/peers/systems.py).
         front: costs ('gmacs', 'latency') for whose Pareto front against accuracy it stands.
+        paper_front: the same among the systems of the paper, where there are others.
     """
 
     model: str
@@ -74,7 +81,12 @@ class Row:
     own: Accuracy | None = None
     training_failure: str | None = None
     failure: str | None = None
+    runtime: str = AS_TRAINED
+    precision: str = "fp32"
+    refused: dict[str, str] = field(default_factory=dict)
+    of_paper: bool = False
     front: tuple[Cost, ...] = ()
+    paper_front: tuple[Cost, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -109,19 +121,31 @@ def chosen_kind(rows: Sequence[Row]) -> Kind | None:
 
 
 def with_fronts(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the Pareto fronts marked, of accuracy against multiply-adds and against median latency."""
+    """Rows with the Pareto fronts marked, of accuracy against multiply-adds and against median latency.
+
+    Where there are systems of CMT's paper and others, the front of the paper's systems is marked too.
+    """
     kind = chosen_kind(rows)
-    known = [(place, row.accuracy(kind)) for place, row in enumerate(rows) if row.measured]
-    gains = {place: accuracy.percent for place, accuracy in known if accuracy is not None}
-    places = list(gains)
+    known = {place for place, row in enumerate(rows) if row.measured and row.accuracy(kind) is not None}
+    of_paper = {place for place in known if rows[place].of_paper}
+    fronts, paper = _fronts(rows, kind, known), _fronts(rows, kind, of_paper if of_paper < known else set())
+    return [
+        replace(row, front=_costs(fronts, place), paper_front=_costs(paper, place)) for place, row in enumerate(rows)
+    ]
+
+
+def _fronts(rows: Sequence[Row], kind: Kind | None, among: set[int]) -> dict[Cost, set[int]]:
+    places = sorted(among)
+    gains = [accuracy.percent for place in places if (accuracy := rows[place].accuracy(kind)) is not None]
     fronts: dict[Cost, set[int]] = {}
     for cost in ("gmacs", "latency"):
-        points = [(_cost(rows[place], cost), gains[place]) for place in places]
+        points = [(_cost(rows[place], cost), gain) for place, gain in zip(places, gains, strict=True)]
         fronts[cost] = {places[i] for i in pareto_front(points)}
-    return [
-        replace(row, front=tuple(cost for cost, front in fronts.items() if place in front))
-        for place, row in enumerate(rows)
-    ]
+    return fronts
+
+
+def _costs(fronts: dict[Cost, set[int]], place: int) -> tuple[Cost, ...]:
+    return tuple(cost for cost, front in fronts.items() if place in front)
 
 
 def _cost(row: Row, cost: Cost) -> float:
@@ -164,4 +188,5 @@ def row_record(row: Row, batch: int) -> dict[str, Any]:
         "batch_seconds": list(row.batch_seconds),
         "images_per_second": spread(rates),
         "front": list(row.front),
+        "paper_front": list(row.paper_front),
     }

@@ -128,7 +128,8 @@ def _fused(model: nn.Module, target: Target, input_size: tuple[int, int, int]) -
     from cmtvision.deploy.fusing.fuse import fuse
 
     dtype = _DTYPES.get(target.precision, torch.float32)
-    packed = False if target.runtime == "compiled" else None  # what is packed for oneDNN cannot be compiled
+    # what is packed for oneDNN can neither be compiled nor take what autocast makes of a map
+    packed = False if target.runtime == "compiled" or target.precision == "amp" else None
     try:
         return fuse(model, input_size[1:], dtype=dtype, packed=packed), None
     except CmtvisionError as error:

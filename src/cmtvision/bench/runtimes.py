@@ -77,7 +77,9 @@ def _ways(
         for precision in sorted(set(precisions), key=PRECISIONS.index):
             for runtime in sorted(set(runtimes), key=RUNTIMES.index):
                 if precision != "amp" or runtime in IN_PYTORCH:  # autocast is PyTorch's own
-                    yield replace(target, runtime=runtime, precision=precision, threads=count, img_size=size)
+                    yield replace(
+                        target, runtime=runtime, precision=precision, threads=count, img_size=target.img_size or size
+                    )
 
 
 def check_options(runtimes: Sequence[str], precisions: Sequence[str], device: str) -> None:

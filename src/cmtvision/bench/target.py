@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from torch import nn
 from cmtvision.artefact import read_artefact
 from cmtvision.artefact.card import CARD_FILE, Card, model_folder
 from cmtvision.artefact.files import MODEL_FILE, constructor_arguments
+from cmtvision.data.preprocess import MAX_EDGE
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models import build_shapes_only, create_model, list_models
 from cmtvision.models.analysis.count import count, total
@@ -69,7 +70,7 @@ class Target:
         runtime: ``AS_TRAINED``, or of ``runtimes.RUNTIMES``.
         precision: of ``runtimes.PRECISIONS``, or an export's own.
         threads: on a CPU.
-        img_size: of the image, in pixels; an export has its own.
+        img_size: of the image, in pixels: of NAME@SIZE, or set by whoever measures; an export has its own.
         file: the folder of the export to open, once it is made; None where PyTorch runs the network.
     """
 
@@ -121,7 +122,7 @@ class Target:
         preprocess = self.card.preprocess
         if self.is_export:
             arguments = constructor_arguments(self.card)
-            return build_shapes_only(self.architecture, preprocess.size, len(self.card.classes), **arguments)
+            return build_shapes_only(self.architecture, preprocess.size, len(self.card.classes), arguments)
         return self.build().to("meta"), (preprocess.channels, *(_pair(self.img_size) or preprocess.size))
 
 
@@ -133,12 +134,13 @@ def find_targets(words: Sequence[str]) -> list[Target]:
     """What words mean, in their order, each once.
 
     Args:
-        words: names of models, ours and timm's; patterns with * ? [ ] over both; recipes, for the network that they
-            describe; runs and exports, by their folder, bundle or a file in it.
+        words: names of models, ours and timm's; patterns with * ? [ ] over both; either with the size of the image
+            (``resnet50@288``); recipes, for the network that they describe; runs and exports, by their folder, bundle
+            or a file in it.
 
     Raises:
-        ConfigError: an unknown name, or a pattern that no name matches. CheckpointError: a folder or a file that holds
-            no model, a card that makes no sense.
+        ConfigError: an unknown name, a pattern that no name matches, a size that is no number of pixels.
+            CheckpointError: a folder or a file that holds no model, a card that makes no sense.
     """
     found: dict[Path | str, Target] = {}
     for target in (target for word in words for target in _meant(word)):
@@ -153,6 +155,12 @@ def _meant(word: str) -> Iterator[Target]:
         yield Target(word, word)
     elif (model_folder(path) / CARD_FILE).is_file() or path.is_dir() or "/" in word or "\\" in word:
         yield _stored(word)
+    elif "@" in word:
+        name, _, size = word.rpartition("@")
+        side = int(size) if size.isdecimal() and size.isascii() else 0
+        if not name or not 0 < side <= MAX_EDGE:
+            raise ConfigError(f"{word!r}: around an @ stand a name and the size of the image, such as cmt_s@288")
+        yield from (replace(target, name=f"{target.name}@{side}", img_size=side) for target in _meant(name))
     elif _PATTERN & set(word):
         matching = [name for name in timm.list_models() if fnmatchcase(name, word)]
         if not matching:

@@ -141,9 +141,7 @@ def dropout_rates(section: ModelSection) -> dict[str, Any]:
 def shapes_of(section: ModelSection, num_classes: int) -> tuple[Any, tuple[int, int, int]]:
     """A recipe's network without values, and the (C, H, W) of its input; see ``build_shapes_only``."""
     described = structure_of(section) | dropout_rates(section)
-    shapes: tuple[Any, tuple[int, int, int]] = build_shapes_only(
-        section.name, section.img_size, num_classes, **described
-    )
+    shapes: tuple[Any, tuple[int, int, int]] = build_shapes_only(section.name, section.img_size, num_classes, described)
     return shapes
 
 

@@ -17,6 +17,7 @@ __all__: list[str] = []
 default_cfgs = generate_default_cfgs(
     {
         "cmt_nano.untrained": cmt_cfg("cmt_nano", origin_url=None),
+        "cmt_micro.untrained": cmt_cfg("cmt_micro", origin_url=None),
         "cmt_ti.in1k": cmt_cfg("cmt_ti"),
         "cmt_xs.in1k": cmt_cfg("cmt_xs"),
         "cmt_s.in1k": cmt_cfg("cmt_s"),
@@ -40,6 +41,12 @@ KECAM = {
 def cmt_nano(pretrained: bool = False, **kwargs: Any) -> CMT:
     """CMT-nano, ours: about 1M parameters, for 32 to 64 px, for learning and tests."""
     return create_cmt("cmt_nano", pretrained, **with_parts(kwargs))
+
+
+@register_model
+def cmt_micro(pretrained: bool = False, **kwargs: Any) -> CMT:
+    """CMT-micro, ours: for 64 px, the size at which the systems are trained side by side (docs/comparison.md)."""
+    return create_cmt("cmt_micro", pretrained, **with_parts(kwargs))
 
 
 @register_model

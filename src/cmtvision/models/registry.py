@@ -1,5 +1,6 @@
 """Models by name: what this package adds to timm, and how any model is made, with values or as shapes only."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,7 +11,16 @@ from cmtvision.errors import ConfigError, first_line
 from cmtvision.models.user_models import expand, registered_names
 from cmtvision.models.weight_sources import HOSTED, SOURCE_ARGUMENTS, check_source, explained
 
-FAMILIES = ("cmt_*", "ceit_*", "cvt_*", "pvt_v1_*", "vit_nano", "deit_nano_distilled")
+FAMILIES = (
+    "cmt_*",
+    "ceit_*",
+    "cvt_*",
+    "pvt_v1_*",
+    "vit_nano",
+    "vit_micro",
+    "deit_nano_distilled",
+    "deit_micro_distilled",
+)
 
 
 def list_models(pattern: str | None = None) -> list[str]:
@@ -66,13 +76,23 @@ def has_fixed_size(name: str) -> bool:
 
 
 def build_shapes_only(
-    name: str, img_size: int | tuple[int, int] | None = None, num_classes: int | None = None, **arguments: Any
+    name: str,
+    img_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> tuple[Any, tuple[int, int, int]]:
     """A timm model without weight values, on the meta device, and the (C, H, W) of its input in pixels.
+
+    Args:
+        name: as ``create_model`` takes it.
+        img_size: of the image; a network of one size is made for it.
+        num_classes: None for the model's own.
+        arguments: more of its constructor, where a CMT's position bias has its own img_size.
 
     Raises:
         ConfigError: an unknown name, or a size the model does not take.
     """
+    arguments = dict(arguments or {})
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     own = expand(name)

@@ -65,7 +65,7 @@ def ablate(
     """Train the networks of an ablation and compare them; writes ablation.json into ``out``.
 
     Args:
-        size: 'nano', 'ti' or 's'.
+        size: 'nano', 'micro', 'ti' or 's'.
         data, recipe, seeds, out, console, on_run, again: see ``train_all``.
         parts: 'ladder', 'leave-one-out' or both. Other parts in an earlier record in ``out`` are kept.
         facts: further entries of the record (command, hardware, versions).

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from engine_photos import write_photos
 from PIL import Image
 
 from cmtvision.artefact.run.data import data_of, name_of, read_as_the_run, read_run_data
+from cmtvision.artefact.run.write import check_free, is_unbegun, write_beginning
 from cmtvision.data import read_dataset, write_split
-from cmtvision.errors import DataError
+from cmtvision.errors import ConfigError, DataError
 from cmtvision.recipe import dump_recipe, load_recipe
 
 
@@ -295,6 +298,33 @@ def test_without_a_record_nothing_is_known(run, tmp_path):
     (folder / "split.csv").write_text("nothing\n1\n")
     with pytest.raises(DataError, match=r"split\.csv: cannot be read as a run's split"):
         read_as_the_run(folder, data)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_what_a_kill_leaves_before_the_first_step_is_begun_anew(tmp_path, monkeypatch, number):
+    index, out, seen = read_dataset(write_photos(tmp_path / "photos", per_class=2)), tmp_path / "run", []
+
+    def replace(source, target, original=os.replace):
+        seen.append(target)
+        if len(seen) == number:
+            Path(target).with_name(f".{Path(target).name}.left").write_bytes(b"ha")  # a kill tidies nothing away
+            raise Killed
+        original(source, target)
+
+    monkeypatch.setattr("cmtvision.files.os.replace", replace)
+    with pytest.raises(Killed):
+        write_beginning(out, load_recipe("demo"), str(index.root), index)
+    monkeypatch.undo()
+    assert any(out.iterdir())
+    check_free(out, False, is_unbegun(out))
+    (out / "diary.txt").write_text("mine")
+    if number == 1:  # nothing in it says that a run began here
+        with pytest.raises(ConfigError, match="is not empty"):
+            check_free(out, False, is_unbegun(out))
 
 
 def test_data_that_is_gone_is_named(run):

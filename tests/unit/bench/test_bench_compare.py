@@ -5,10 +5,18 @@ import textwrap
 from contextlib import nullcontext
 
 import pytest
+import torch
 from bench_workers import KnownWorkers
 
 from cmtvision.bench import compare
-from cmtvision.bench.compare import _published, entries_to_train, family, measure_all, with_training
+from cmtvision.bench.compare import (
+    entries_to_train,
+    family,
+    measure_all,
+    measure_best,
+    published_accuracy,
+    with_training,
+)
 from cmtvision.bench.comparison import Row, in_order, with_fronts
 from cmtvision.bench.target import Target, Work, find_targets
 from cmtvision.bench.workers import Workers
@@ -42,11 +50,48 @@ def test_a_model_that_fails_late_keeps_its_reason_and_the_others_go_on():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "known"), [("cmt_s", 224, 83.5), ("cmt_s", 160, None), ("cmt_nano", 32, None)]
+    ("name", "size", "known"),
+    [
+        ("cmt_s", 224, 83.5),
+        ("cmt_s.in1k", 224, 83.5),
+        ("cmt_s", 160, None),
+        ("cmt_nano", 32, None),
+        ("convnext_tiny", 288, 82.698),
+        ("convnext_tiny", 224, None),
+        ("swin_tiny_patch4_window7_224", 224, 81.3),
+    ],
 )
 def test_a_published_accuracy_holds_at_its_own_input_size(name, size, known):
-    found = _published(Target(name, name), (3, size, size))
+    found = published_accuracy(Target(name, name), (3, size, size))
     assert (found and found.percent) == known
+
+
+class FewRuntimes(torch.nn.Module):
+    """A network that PyTorch runs and no exporter takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes, self.pretrained_cfg = 3, {"input_size": (3, 8, 8), "num_classes": 3}
+        self.layer = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.layer(torch.linalg.svdvals(x.mean(1)))
+
+
+def test_a_runtime_that_does_not_take_a_model_is_named_with_its_reason(monkeypatch):
+    def phase(_):
+        return nullcontext(lambda done, total: None)
+
+    monkeypatch.setattr(Target, "build", lambda self: FewRuntimes())
+    monkeypatch.setattr(Target, "work", lambda self: Work((3, 8, 8), 27, 27, 1, 1))
+    (row,) = measure_best(targets("resnet18"), batch=2, rounds=1, phase=phase, workers=KnownWorkers())
+    assert (row.failure, row.runtime, row.latency) == (None, "eager", (0.1,))
+    assert set(row.refused) == {"onnx fp32", "openvino fp32"}
+    assert "svd" in row.refused["onnx fp32"]
+    workers = KnownWorkers(failures={("resnet18", "turn", 1): "not enough memory"})
+    (row,) = measure_best(targets("resnet18"), batch=2, rounds=1, phase=phase, workers=workers)
+    assert row.failure == "not enough memory"
+    assert set(row.refused) == {"eager fp32", "onnx fp32", "openvino fp32"}
 
 
 def test_families():

@@ -63,3 +63,21 @@ def test_a_record_is_plain_json_with_the_figures_people_read():
     assert record["latency_seconds"] == {"median": 0.2, "min": 0.1, "max": 0.5}
     assert record["images_per_second"]["median"] == 8.0
     assert record["published"]["source"] == "a paper"
+
+
+def test_the_systems_of_the_paper_have_a_front_of_their_own_beside_others():
+    def row(model, macs, percent, of_paper):
+        return Row(
+            model,
+            model,
+            macs=macs,
+            latency=(macs / 10,),
+            published=Accuracy("published", percent, "s"),
+            of_paper=of_paper,
+        )
+
+    rows = [row("cheap", 1, 80.0, False), row("cmt", 2, 79.0, True), row("deit", 3, 78.0, True)]
+    found = with_fronts(rows)
+    assert [one.front for one in found] == [("gmacs", "latency"), (), ()]
+    assert [one.paper_front for one in found] == [(), ("gmacs", "latency"), ()]
+    assert [one.paper_front for one in with_fronts(rows[1:])] == [(), ()]  # there it is the front itself

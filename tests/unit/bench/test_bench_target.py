@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 from cards import write_export_card
 
 from cmtvision.bench.target import Work, find_targets
@@ -21,6 +22,19 @@ def test_words_mean_names_patterns_and_runs_each_once(tmp_path):
         find_targets([str(tmp_path)])
 
 
+def test_a_name_may_carry_the_size_of_its_images():
+    found = find_targets(["cmt_nano", "cmt_nano@64", "resnet1[08]@96"])
+    assert [(one.name, one.architecture, one.img_size) for one in found] == [
+        ("cmt_nano", "cmt_nano", None),
+        ("cmt_nano@64", "cmt_nano", 64),
+        ("resnet18@96", "resnet18", 96),
+    ]
+    assert found[1].work().input_size == (3, 64, 64)
+    for word in ("cmt_s@", "@64", "cmt_s@0", "cmt_s@-4", "cmt_s@64x64", "cmt_s@99999999", "cmt_s@²"):
+        with pytest.raises(ConfigError, match="such as cmt_s@288"):
+            find_targets([word])
+
+
 def test_an_export_is_found_by_its_folder_and_by_its_files(tmp_path):
     write_export_card(tmp_path)
     (export,) = find_targets([str(tmp_path / "model.onnx"), str(tmp_path), str(tmp_path / "model.json")])
@@ -33,6 +47,13 @@ def test_an_export_is_found_by_its_folder_and_by_its_files(tmp_path):
     (tmp_path / "other.onnx").touch()
     with pytest.raises(CheckpointError, match=r"other.onnx: not of the model beside it"):
         find_targets([str(tmp_path / "other.onnx")])
+
+
+def test_an_export_of_a_run_with_a_size_of_its_own_counts_as_that_run(tmp_path):
+    write_export_card(tmp_path, 64, img_size=[64, 64])
+    (export,) = find_targets([str(tmp_path)])
+    own = sum(value.numel() for value in timm.create_model("cmt_nano", num_classes=2, img_size=64).parameters())
+    assert (export.work().input_size, export.work().parameters) == ((3, 64, 64), own)
 
 
 @pytest.mark.parametrize("lost", ["export", "arguments", "runtime", "file"])

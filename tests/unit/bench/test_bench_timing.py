@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from cmtvision.bench import timing
-from cmtvision.bench.opening import is_convolutional
+from cmtvision.bench.opening import is_convolutional, open_target
+from cmtvision.bench.runtimes import PRECISIONS
+from cmtvision.bench.target import Target
 from cmtvision.bench.timing import Samples, measure_latency, percentile, timed_passes, times_as_fast
 
 SLEEP = 0.004
@@ -32,6 +34,14 @@ class Seen(nn.Module):
         last = x.is_contiguous(memory_format=torch.channels_last)
         self.calls.append((tuple(x.shape), self.training, torch.is_inference_mode_enabled(), last))
         return x.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("runtime", ["eager", "channels-last", "fused"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_pytorch_runs_in_every_precision(runtime, precision):
+    opened, note = open_target(Target("cmt_nano", "cmt_nano", runtime=runtime, precision=precision), "cpu", (3, 32, 32))
+    logits = opened(2)()
+    assert (logits.shape, logits.dtype, note) == ((2, 1000), torch.float32, None)
 
 
 def test_a_round_is_the_seconds_of_one_pass():

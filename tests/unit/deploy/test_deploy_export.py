@@ -17,6 +17,7 @@ from cmtvision.data import Preprocess
 from cmtvision.data.idx import read_idx
 from cmtvision.deploy import export as export_function
 from cmtvision.deploy.exporting import onnx_file
+from cmtvision.deploy.fusing.graph import export_form
 from cmtvision.errors import CheckpointError, ConfigError, ExportError
 from cmtvision.machine import instruction_sets
 from random_weights import randomise
@@ -174,6 +175,18 @@ def test_another_size_with_pixels_in(to, artefact, photos, tmp_path):
 @pytest.mark.parametrize(("name", "to"), [("ceit_nano", "onnx"), ("vit_nano", "openvino"), ("ceit_nano", "torch")])
 def test_other_networks_too(name, to, photos, tmp_path):
     assert cmtvision.export(build(name), to, tmp_path / "out", img_size=32, images=photos).verification.passed
+
+
+def test_a_network_of_timm_is_exported_in_its_own_form_for_inference():
+    model = randomise(timm.create_model("repvit_m0_9", num_classes=3)).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(images)
+        form = export_form(model, "onnx", (64, 64))
+        after = form(images)
+    assert (before - after).abs().max() < 1e-4 * (before.max() - before.min())
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in form.modules())
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules())
 
 
 @pytest.mark.parametrize(("name", "to"), LARGER)

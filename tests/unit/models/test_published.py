@@ -83,7 +83,7 @@ def test_every_name_makes_a_network():
 def test_every_row_has_a_source_and_figures_that_can_be_true():
     for row in list_published():
         assert row.source
-        assert 70 < row.top1 < 91
+        assert 65 < row.top1 < 91
         assert row.gflops is None or row.gflops < row.parameters_m
 
 
@@ -111,3 +111,11 @@ def test_transfer_and_detection():
     assert sizes == (65.5, 47.5, 27.1, 48.3, 59.1)
     masks = next(r for r in list_coco() if r.mask_ap50)
     assert (masks.box_ap50, masks.box_ap75, masks.mask_ap50, masks.mask_ap75) == (66.8, 48.9, 63.9, 43.4)
+
+
+def test_a_figure_at_another_size_is_not_that_of_the_model():
+    """timm's convnext_tiny is made for 224 px, and was measured by timm at 288."""
+    assert find_published("convnext_tiny") is None
+    assert find_published("mobilenetv4_conv_medium").top1 == 79.928
+    sizes = {row.img_size for row in list_published() if row.model == "convnext_tiny"}
+    assert sizes == {288}

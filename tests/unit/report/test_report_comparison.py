@@ -7,7 +7,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cmtvision.report.comparison import comparison_figure, write_comparison_csv, write_comparison_figures
+from cmtvision.report.comparison import (
+    comparison_figure,
+    latency_figure,
+    write_comparison_csv,
+    write_comparison_figures,
+)
 from cmtvision.report.labels import label_points
 
 
@@ -86,6 +91,43 @@ def test_the_front_is_a_staircase_through_the_marked_rows():
         assert points[:-1] == wanted
         assert points[-1][1] == wanted[-1][1]  # it goes on level
         assert line.get_drawstyle() == "steps-post"
+
+
+def test_the_systems_of_the_paper_have_a_front_of_their_own():
+    rows = [
+        row("today", 0.5, 5, "other", ("gmacs", "latency"), **figure_of(82.0)),
+        row("cmt_x", 1.0, 9, "CMT", (), **figure_of(80.0), paper_front=["gmacs", "latency"]),
+        row("deit_x", 2.0, 12, "DeiT", (), **figure_of(79.0), paper_front=[]),
+    ]
+    figure = comparison_figure(record(rows))
+    for axes, wanted in zip(figure.axes, [(1.0, 80.0), (9.0, 80.0)], strict=True):
+        (line,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert (line.get_xdata()[0], line.get_ydata()[0]) == wanted
+    said = " ".join(text.get_text() for text in figure.legends[0].texts)
+    assert "systems of CMT's paper" in said
+    assert "systems of CMT's paper" not in " ".join(
+        text.get_text() for text in comparison_figure(record(ROWS)).legends[0].texts
+    )
+
+
+def test_of_many_families_those_of_the_paper_have_colours_and_the_rest_is_grey():
+    def accuracy(system):
+        found = figure_of(80.0)
+        found["published"]["system"] = system
+        return found
+
+    rows = [row(f"net_{n}", 1 + n, 1 + n, f"family {n}", **accuracy(f"Net-{n} distilled")) for n in range(20)]
+    rows += [row("cmt_x", 3, 30, "CMT", of_paper=True, **accuracy("CMT-X"))]
+    rows += [row("deit_x", 3, 40, "DeiT", of_paper=True, **accuracy("DeiT-X"))]
+    figure = latency_figure({**record(rows), "runtime": "best"})
+    (axes,) = figure.axes
+    said = [text.get_text() for text in figure.legends[0].texts]
+    assert said[:3] == ["CMT", "DeiT", "other networks"]
+    assert len({tuple(points.get_facecolor()[0]) for points in axes.collections}) == 3
+    names = {text.get_text() for text in axes.texts}
+    assert {"Net-0*", "CMT-X", "DeiT-X"} <= names
+    assert "* learned from a larger network" in figure.get_suptitle()
+    assert "each in its fastest runtime" in axes.get_xlabel()
 
 
 def test_trained_accuracies_have_other_markers_and_bars():

@@ -49,7 +49,8 @@ def check_free(out: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _holds_something(out: Path) -> bool:
-    return any(entry.name != LOCK_FILE for entry in out.iterdir())  # a kill leaves the lock
+    """Whether there is more in a folder than a kill in the first instant of a run leaves."""
+    return any(entry.name != LOCK_FILE and not entry.name.startswith(f".{RUN_FILE}.") for entry in out.iterdir())
 
 
 def is_unbegun(out: Path) -> bool:
@@ -105,15 +106,18 @@ def check_same_run(out: Path, index: DatasetIndex, world_size: int, accept_chang
 
 
 def write_beginning(out: Path, recipe: Recipe, data: str | Path, index: DatasetIndex, world_size: int = 1) -> None:
-    """Write what is known before the first step: recipe.yaml, run.json, split.csv, skipped.csv; clear what is stale."""
+    """Write what is known before the first step; clear what is stale.
+
+    run.json is the first file, so that whatever a kill leaves is known as the beginning of a run (``is_unbegun``).
+    """
     stale = (MODEL_FILE, CARD_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE)
     for name in (*stale, *map(str, (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, WRITING_CHECKPOINT))):
         (out / name).unlink(missing_ok=True)
     clear_exports(out)
     for events in (out / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
         events.unlink()
-    write_text(out / RECIPE_FILE, dump_recipe(recipe))
     write_data_record(out, recipe, data, index, world_size)
+    write_text(out / RECIPE_FILE, dump_recipe(recipe))
 
 
 def write_moved_data(out: Path, data: str | Path, index: DatasetIndex) -> None:

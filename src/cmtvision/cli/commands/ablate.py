@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def ablate(  # typer reads options from the signature
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     size: Annotated[
-        Literal["nano", "ti", "s"] | None, typer.Option("--size", help="The CMT at the top of the ladder [nano].")
+        Literal["nano", "micro", "ti", "s"] | None,
+        typer.Option("--size", help="The CMT at the top of the ladder [nano]."),
     ] = None,
     only: Annotated[
         Literal["ladder", "leave-one-out"] | None, typer.Option("--only", help="One half of the study [both].")

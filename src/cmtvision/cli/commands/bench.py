@@ -18,7 +18,9 @@ def bench(  # typer reads options from the signature
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET...", help="Names, ours or timm's (random weights); run folders; exports, folder or file."
+            metavar="TARGET...",
+            help="Names, ours or timm's (random weights), with a size or not (cmt_s@256); run folders; exports, folder "
+            "or file.",
         ),
     ],
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Images of a forward pass.")] = "1,8",

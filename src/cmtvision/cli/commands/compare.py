@@ -26,7 +26,8 @@ def compare(  # typer reads options from the signature
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Names, ours or timm's; patterns such as 'cmt_*'; run folders [CMT and models of similar cost].",
+            help="Names, ours or timm's, with a size or not (resnet50@288); patterns such as 'cmt_*'; run folders "
+            "[CMT and models of similar cost].",
         ),
     ] = None,
     img_size: Annotated[
@@ -35,6 +36,13 @@ def compare(  # typer reads options from the signature
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time, for throughput and memory.")] = 8,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each model is timed.")] = 5,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    runtime: Annotated[
+        Literal["as-trained", "best"],
+        typer.Option("--runtime", help="best: each model in the runtime that is the fastest here."),
+    ] = "as-trained",
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of --runtime best, comma-separated: fp32, bf16, fp16 [fp32].")
+    ] = None,
     train: Annotated[
         str | None, typer.Option("--train", metavar="DATA", help="Train all on these images, under one recipe.")
     ] = None,
@@ -63,6 +71,8 @@ def compare(  # typer reads options from the signature
         raise ConfigError(
             "--recipe, --set, --seeds and --resume are about training; add --train DATA, or leave them out"
         )
+    if precision is not None and runtime != "best":
+        raise ConfigError("--precision chooses among runtimes; add --runtime best, or leave it out")
     if train is not None and overwrite:
         raise ConfigError("--overwrite would delete trainings; resume them with --resume, or choose another --out")
     folder, chosen = out or study_out("compare" if train is None else train, "compare"), None
@@ -78,6 +88,9 @@ def compare(  # typer reads options from the signature
 
     targets = find_targets(models or DEFAULT_MODELS)
     if chosen is not None and train is not None:
+        sized = next((target.name for target in targets if target.img_size is not None), None)
+        if sized is not None:
+            raise ConfigError(f"{sized}: all are trained on images of one size; leave the @ out, or use --img-size")
         from cmtvision.study.seeds import check_recipe, read_comparable
 
         check_recipe(chosen)  # before minutes are spent on measuring
@@ -85,7 +98,8 @@ def compare(  # typer reads options from the signature
     size = img_size if chosen is None else chosen.model.img_size
     place = pick_device(device)
     output.note(f"compare  {len(targets)} models on {place}, batch 1 and {batch}, {rounds} rounds, in {folder}")
-    rows = _measured(targets, size, batch, rounds, place)
+    precisions = None if runtime == "as-trained" else [word.strip() for word in (precision or "fp32").split(",")]
+    rows = _measured(targets, size, batch, rounds, place, precisions)
     if chosen is not None and train is not None:
         again = resume_command(
             "compare",
@@ -94,6 +108,8 @@ def compare(  # typer reads options from the signature
                 "--batch": batch,
                 "--rounds": rounds,
                 "--device": device,
+                "--runtime": None if runtime == "as-trained" else runtime,
+                "--precision": precision,
                 "--train": train,
                 "--seeds": seeds,
                 "--out": folder,
@@ -106,6 +122,7 @@ def compare(  # typer reads options from the signature
         "batch": batch,
         "rounds": rounds,
         "img_size": size,
+        "runtime": runtime,
         "training": None if chosen is None else _training_facts(chosen, train, seeds or 3),
         **_compared(rows, batch),
     }
@@ -132,11 +149,19 @@ def _training_settings(settings: Sequence[str] | None, img_size: int | None) -> 
     return [*given, f"model.img_size={img_size}"]
 
 
-def _measured(targets: "list[Target]", size: "ImgSize", batch: int, rounds: int, device: str) -> "list[Row]":
-    from cmtvision.bench.compare import measure_all
+def _measured(
+    targets: "list[Target]", size: "ImgSize", batch: int, rounds: int, device: str, precisions: list[str] | None
+) -> "list[Row]":
+    """Rows of models as they are trained, or, of some precisions, in the fastest runtime."""
+    from cmtvision.bench.compare import measure_all, measure_best
     from cmtvision.cli import output
 
-    return measure_all(targets, img_size=size, batch=batch, rounds=rounds, device=device, phase=output.progress)
+    options: Any = {"img_size": size, "batch": batch, "rounds": rounds, "device": device, "phase": output.progress}
+    return (
+        measure_all(targets, **options)
+        if precisions is None
+        else measure_best(targets, precisions=precisions, **options)
+    )
 
 
 def _trained(

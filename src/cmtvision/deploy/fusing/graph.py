@@ -2,11 +2,13 @@
 
 For CMT this is the fused network with unpacked weights (fuse.py), for every runtime: fewer and larger products, no norm
 but LayerNorm, one attention operation per block. Measured against the network as it is written: docs/performance.md.
-Other networks are exported unchanged.
+timm's networks that have a form for inference (RepViT, FastViT, LeViT, TinyViT, ...) are exported in it; others as they
+are.
 """
 
 import copy
 
+from timm.models import reparameterize_model
 from torch import nn
 
 from cmtvision.deploy.fusing.fuse import fuse
@@ -24,4 +26,5 @@ def export_form(model: nn.Module, runtime: str, img_size: Grid) -> nn.Module:
     """
     if isinstance(model, CMT):
         return fuse(model, img_size, packed=False)
-    return copy.deepcopy(model).eval()
+    own = copy.deepcopy(model).eval()
+    return reparameterize_model(own, inplace=True) if type(model).__module__.startswith("timm.") else own

@@ -65,6 +65,18 @@ VARIANTS: dict[str, Variant] = {
         head_width=320,
         drop_rate=0.1,
     ),
+    # Ours too, for 64 px: nano's depths, three quarters of its widths (the rule is in peers/small.py).
+    "cmt_micro": Variant(
+        input_size=64,
+        stem_width=12,
+        dims=(24, 48, 72, 120),
+        depths=(1, 2, 4, 1),
+        mlp_ratio=3.0,
+        num_heads=(1, 2, 3, 5),
+        kv_strides=(4, 2, 1, 1),
+        head_width=240,
+        drop_rate=0.1,
+    ),
     "cmt_ti": Variant(160, 16, (46, 92, 184, 368), (2, 2, 10, 2), 3.6, released_file="cmt_tiny.pth"),
     "cmt_xs": Variant(192, 16, (52, 104, 208, 416), (3, 3, 12, 3), 3.77, released_file="cmt_xs.pth"),
     "cmt_s": Variant(224, 32, (64, 128, 256, 512), (3, 3, 16, 3), 4.0, released_file="cmt_small.pth"),

@@ -13,7 +13,7 @@ finest grid, is shallow; the reduced keys of rung 4 allow that depth again). The
 these details: widths and depths of rungs 0 to 4 are ours, except that rung 0 at size s is DeiT-S and at size ti is
 DeiT-Ti, on CMT-Ti's 160 px.
 
-Names: ``cmt_ladder_<rung>`` is size s (CMT-S); the suffixes ``_ti`` and ``_nano`` are the other sizes.
+Names: ``cmt_ladder_<rung>`` is size s (CMT-S); the suffixes ``_ti``, ``_micro`` and ``_nano`` are the other sizes.
 """
 
 from collections.abc import Callable
@@ -65,6 +65,7 @@ SIZES: dict[str, LadderSize] = {
     "s": LadderSize("cmt_s", 16, 384, 6, (12, 11), (1, 1, 10, 3)),
     "ti": LadderSize("cmt_ti", 16, 192, 3, (12, 12), (1, 1, 4, 2)),
     "nano": LadderSize("cmt_nano", 8, 64, 4, (7, 5), (1, 2, 4, 1)),
+    "micro": LadderSize("cmt_micro", 8, 48, 3, (5, 4), (1, 1, 2, 1)),  # by the rule in peers/small.py
 }
 
 # What rungs 2 to 4 lack of CMT; each rung takes something out.
@@ -82,7 +83,7 @@ def ladder_name(rung: str, size: str) -> str:
 
 
 def ladder(size: str) -> list[str]:
-    """The names of the six rungs of a size ('nano', 'ti' or 's'), from DeiT to CMT."""
+    """The names of the six rungs of a size ('nano', 'micro', 'ti' or 's'), from DeiT to CMT."""
     return [ladder_name(rung, size) for rung in RUNGS]
 
 
@@ -145,7 +146,7 @@ def _cfg(rung: str, size: str) -> dict[str, Any]:
 
 
 def _tag(rung: str, size: str) -> str:
-    return "in1k" if rung == "5_irffn" and size != "nano" else "untrained"
+    return "in1k" if rung == "5_irffn" and VARIANTS[SIZES[size].cmt].released_file else "untrained"
 
 
 default_cfgs = generate_default_cfgs(

@@ -484,6 +484,16 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "stem_kernel": 3,
         "stem_stride": 1,
     },
+    # for 64 px, by the rule in small.py
+    "ceit_micro": {
+        "embed_dim": 48,
+        "depth": 5,
+        "num_heads": 2,
+        "patch_size": 8,
+        "stem_width": 12,
+        "stem_kernel": 3,
+        "stem_stride": 1,
+    },
 }
 
 
@@ -510,6 +520,7 @@ def _cfg(side: int, **kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "ceit_nano.untrained": _cfg(32),
+        "ceit_micro.untrained": _cfg(64),
         "ceit_tiny_patch16_224.untrained": _cfg(224),
         "ceit_small_patch16_224.untrained": _cfg(224),
         "ceit_base_patch16_224.untrained": _cfg(224),
@@ -539,6 +550,12 @@ def _create_ceit(name: str, row: str, side: int, pretrained: bool, **kwargs: Any
 def ceit_nano(pretrained: bool = False, **kwargs: Any) -> CeiT:
     """CeiT-nano, ours: 0.46M parameters, for 32 px (4 x 4 tokens), at the multiply-adds of CMT-nano."""
     return _create_ceit("ceit_nano", "ceit_nano", 32, pretrained, **kwargs)
+
+
+@register_model
+def ceit_micro(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-micro, ours: for 64 px (8 x 8 tokens), at the multiply-adds of CMT-micro."""
+    return _create_ceit("ceit_micro", "ceit_micro", 64, pretrained, **kwargs)
 
 
 @register_model

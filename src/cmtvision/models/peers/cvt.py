@@ -197,6 +197,7 @@ default_cfgs = generate_default_cfgs(
         "cvt_21.untrained": _cfg(),
         "cvt_w24.untrained": _cfg(),
         "cvt_nano.untrained": _cfg(32, crop_pct=1.0, origin_url=None),
+        "cvt_micro.untrained": _cfg(64, crop_pct=1.0, origin_url=None),
     }
 )
 
@@ -204,6 +205,7 @@ CVT_W24 = {"dims": (192, 768, 1024), "depths": (2, 2, 20), "num_heads": (3, 12, 
 # Ours: the widths and heads of CvT-13 in their proportions 1:3:6 and its strides, so 8 x 8, 4 x 4 and 2 x 2 tokens at
 # 32 px. Its key strides would leave one key in the last grid: only the first stage reduces, as in cmt_nano.
 CVT_NANO = {"dims": (20, 60, 120), "depths": (1, 2, 4), "kv_strides": (2, 1, 1)}
+CVT_MICRO = {"dims": (15, 45, 90), "depths": (1, 2, 4), "kv_strides": (4, 2, 1)}  # by the rule in small.py
 
 
 def _create_cvt(name: str, pretrained: bool, **kwargs: Any) -> CvT:
@@ -233,3 +235,9 @@ def cvt_w24(pretrained: bool = False, **kwargs: Any) -> CvT:
 def cvt_nano(pretrained: bool = False, **kwargs: Any) -> CvT:
     """CvT at cmt_nano's cost: 32 px, grids 8, 4, 2, multiply-adds within 10%."""
     return _create_cvt("cvt_nano", pretrained, **{**CVT_NANO, **kwargs})
+
+
+@register_model
+def cvt_micro(pretrained: bool = False, **kwargs: Any) -> CvT:
+    """CvT at cmt_micro's cost: 64 px, grids 16, 8, 4, multiply-adds within 10%."""
+    return _create_cvt("cvt_micro", pretrained, **{**CVT_MICRO, **kwargs})

@@ -4,6 +4,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import timm
 import yaml
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -39,6 +40,8 @@ class Published:
         source: the publication; if several are combined, each with its figures.
         system: its name in the literature.
         model: its name in this package or timm, None where neither has it.
+        img_size: side of the test image in pixels, None where it is the one that the network is made for.
+        tag: of the weights that were measured, among timm's of that name.
     """
 
     top1: float | None = None
@@ -48,6 +51,8 @@ class Published:
     source: str = ""
     system: str = ""
     model: str | None = None
+    img_size: int | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -104,7 +109,7 @@ def list_coco() -> list[CocoResult]:
 
 
 def find_published(name: str) -> Published | None:
-    """The published ImageNet figures of a model of this package or of timm; None if there are none.
+    """The published ImageNet figures of a model of this package or of timm at its own size; None if there are none.
 
     Args:
         name: a model's name; a timm tag after it ('cmt_s.in1k') is ignored.
@@ -114,7 +119,7 @@ def find_published(name: str) -> Published | None:
         than one.
     """
     base = name.partition(".")[0]
-    rows = [row for row in _read()[0] if row.model == base]
+    rows = [row for row in _read()[0] if row.model == base and _at_its_own_size(row)]
     if not rows:
         return None
     found: dict[str, Any] = {}
@@ -129,6 +134,11 @@ def find_published(name: str) -> Published | None:
     else:
         source = "; ".join(f"{', '.join(keys)}: {giver}" for giver, keys in givers.items())
     return Published(**found, source=source, system=rows[0].system, model=base)
+
+
+def _at_its_own_size(row: Published) -> bool:
+    cfg = timm.get_pretrained_cfg(row.model, allow_unregistered=True) if row.model and row.img_size else None
+    return cfg is None or cfg.input_size[-1] == row.img_size
 
 
 @cache

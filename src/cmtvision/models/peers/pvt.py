@@ -198,12 +198,15 @@ default_cfgs = generate_default_cfgs(
         "pvt_v1_medium.untrained": _cfg(),
         "pvt_v1_large.untrained": _cfg(),
         "pvt_v1_nano.untrained": _cfg(32, crop_pct=1.0, origin_url=None),
+        "pvt_v1_micro.untrained": _cfg(64, crop_pct=1.0, origin_url=None),
     }
 )
 
 # Ours: the widths and heads of PVT v1 in their proportions 1:2:5:8, and its strides, so 8 x 8, 4 x 4, 2 x 2 and 1 token
 # at 32 px. Its own reductions would leave one key in every stage: only the first stage reduces, as in cmt_nano.
 PVT_NANO = {"dims": (24, 48, 120, 192), "depths": (2, 2, 2, 1), "kv_strides": (2, 1, 1, 1)}
+# by the rule in small.py
+PVT_MICRO = {"dims": (18, 36, 90, 144), "depths": (2, 2, 2, 1), "kv_strides": (4, 2, 1, 1)}
 
 
 def _create_pvt(name: str, pretrained: bool, **kwargs: Any) -> PVT:
@@ -240,3 +243,9 @@ def pvt_v1_large(pretrained: bool = False, **kwargs: Any) -> PVT:
 def pvt_v1_nano(pretrained: bool = False, **kwargs: Any) -> PVT:
     """PVT v1 at cmt_nano's cost: 32 px, grids 8, 4, 2, 1, multiply-adds within 10%."""
     return _create_pvt("pvt_v1_nano", pretrained, **{**PVT_NANO, **kwargs})
+
+
+@register_model
+def pvt_v1_micro(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """PVT v1 at cmt_micro's cost: 64 px, grids 16, 8, 4, 2, multiply-adds within 10%."""
+    return _create_pvt("pvt_v1_micro", pretrained, **{**PVT_MICRO, **kwargs})

@@ -1,0 +1,132 @@
+"""Transfer to natural photos, as in the paper's second table: CMT and its peers of size micro, fine-tuned and not.
+
+    python benchmarks/transfer_peers.py --work DIR --pretrained STUDY --grocery grocery.tar [--seeds 2] [--jobs 2]
+
+STUDY is the --work of ``comparison_study.py micro``: its networks, trained on 50 classes of Tiny ImageNet, are
+fine-tuned at 64 px on the 43 coarse classes of the Grocery Store Dataset, each seed from the network of the same seed,
+and the same networks are trained on them from random weights. One recipe for all: ladder_64 for 40 epochs, and for each
+start the learning rate of ``RATES`` with which the six networks together, at seed 0, recognise most of val/. With that,
+and only then, each network is asked test/ once. Each training has one thread; what is finished in DIR is kept.
+
+Writes records/grocery-transfer.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from comparison_study import peers
+from first_run import make_set
+from record import write_record
+
+from cmtvision.data import read_dataset
+from cmtvision.recipe import dump_recipe, load_recipe
+
+RECIPE, SETTINGS = "ladder_64", ["schedule.epochs=40", "train.eval_every=40", "train.threads=1"]
+RATES = ("1.5e-3", "5e-4")  # the recipe's own, and a third of it
+STARTS = ("scratch", "fine-tuned")
+Run = tuple[str, str, str, int]  # network, start, learning rate, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--pretrained", type=Path, required=True, help="--work of comparison_study.py micro")
+    parser.add_argument("--grocery", type=Path, required=True, help="the Grocery Store Dataset's coarse classes as tar")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
+    options = parser.parse_args()
+    photos = make_set("grocery", options)
+
+    def trained(run: Run) -> int:
+        return train(options.work, photos, options.pretrained, run)
+
+    networks = peers("micro")
+    tried: list[Run] = [(name, start, rate, 0) for start in STARTS for rate in RATES for name in networks]
+    held_out = dict(zip(tried, at_a_time(options.jobs, trained, tried), strict=True))
+    sums = {
+        start: {rate: sum(held_out[name, start, rate, 0] for name in networks) for rate in RATES} for start in STARTS
+    }
+    best = {start: max(RATES, key=sums[start].__getitem__) for start in STARTS}
+    final: list[Run] = [
+        (name, start, best[start], seed) for seed in range(options.seeds) for start in STARTS for name in networks
+    ]
+    at_a_time(options.jobs, trained, final)
+    tested = dict(zip(final, at_a_time(options.jobs, lambda run: test(options.work, photos, run), final), strict=True))
+    index = read_dataset(photos)
+    write_record(
+        "grocery-transfer",
+        "python benchmarks/transfer_peers.py --work DIR --pretrained STUDY --grocery grocery.tar",
+        {
+            "data": {
+                "fingerprint": index.fingerprint,
+                "classes": len(index.classes),
+                **{part: len(getattr(index, part)) for part in ("train", "val", "test")},
+            },
+            "seeds": list(range(options.seeds)),
+            "recipe": dump_recipe(load_recipe(RECIPE, SETTINGS)),
+            "learning_rates": {"held_out_correct_of_all_networks": sums, "chosen": best},
+            "held_out_correct": {" ".join(map(str, run)): count for run, count in held_out.items()},
+            "rows": {
+                name: {
+                    start: [tested[name, start, best[start], seed] for seed in range(options.seeds)] for start in STARTS
+                }
+                for name in networks
+            },
+        },
+    )
+
+
+def at_a_time(jobs: int, what: Callable[[Run], int], runs: Iterable[Run]) -> list[int]:
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(what, runs))
+
+
+def train(work: Path, photos: Path, study: Path, run: Run) -> int:
+    """Train, where that is not done; gives the photos of val/ that are recognised."""
+    name, start, rate, seed = run
+    out = folder(work, run)
+    weights = ["--weights", str(study / "peers" / "runs" / name / f"seed-{seed}")] if start == "fine-tuned" else []
+    settings = [*SETTINGS, f"optim.lr={rate}", f"seed={seed}"]
+    words = ["--recipe", RECIPE, "--model", name, *weights, *(word for one in settings for word in ("--set", one))]
+    if not (out / "model.json").is_file():
+        print(*run, flush=True)
+        command("train", str(photos), *words, "--out", str(out), "--resume", "auto")
+    return correct(out, photos, "val")
+
+
+def test(work: Path, photos: Path, run: Run) -> int:
+    """Ask a finished network test/, once; the answer is kept beside it."""
+    file = folder(work, run).with_suffix(".test")
+    if not file.is_file():
+        file.write_text(str(correct(folder(work, run), photos, "test")))
+    return int(file.read_text())
+
+
+def correct(out: Path, photos: Path, split: str) -> int:
+    found: dict[str, Any] = json.loads(command("eval", str(out), str(photos), "--split", split, "--json"))
+    return int(found["top1_correct"])
+
+
+def folder(work: Path, run: Run) -> Path:
+    name, start, rate, seed = run
+    return work / "runs" / f"{name}-{start}-lr{rate.replace('.', '_')}-seed{seed}"
+
+
+def command(*words: str) -> str:
+    """Run a command of cmtvision that has to succeed; gives what it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cmtvision", *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
