@@ -16,7 +16,7 @@ from tables import IDEAS, STAGES, mean_percent, record, system_of
 from cmtvision.bench.compare import family, published_accuracy
 from cmtvision.bench.comparison import Row, in_order, row_record, with_fronts
 from cmtvision.bench.target import Target
-from cmtvision.models.peers.systems import SYSTEMS
+from cmtvision.models.peers.systems import is_of_paper
 from cmtvision.report.comparison import latency_figure
 from cmtvision.report.plot_files import save_figure
 
@@ -39,7 +39,6 @@ def on_the_cpu() -> dict[str, Any]:
 def on_the_gpu() -> dict[str, Any]:
     """The GPU's record as a comparison."""
     found = record("gpu-h100")
-    names = {system.name for system in SYSTEMS}
     rows = []
     for name, measured in found["parts"]["inference"]["rows"].items():
         size = tuple(measured["input_size"])
@@ -61,7 +60,7 @@ def on_the_gpu() -> dict[str, Any]:
                 latency=(one,),
                 batch_seconds=(many,),
                 published=published_accuracy(target, work.input_size),
-                of_paper=name in names,
+                of_paper=is_of_paper(name),
             )
         )
     ordered = with_fronts(in_order(rows))

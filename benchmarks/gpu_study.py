@@ -151,7 +151,7 @@ def fit(models: list[nn.Module], recipe: Recipe, train: Photos, val: Photos, mos
     rate, weight = torch.zeros((), device=device), torch.zeros((), device=device)  # read by a captured step
     for learner in learners:
         for group in learner.optimizer.param_groups:
-            group["lr"], group["capturable"] = (rate, True) if device.type == "cuda" else (group["lr"], False)
+            group["lr"], group["capturable"] = rate, device.type == "cuda"
     step = run = side_by_side([(learner.stream, step_of(learner, recipe, train, weight)) for learner in learners])
     done, total = 0, recipe.schedule.total_epochs * steps_per_epoch if most is None else most
     orders = [torch.Generator(device).manual_seed(recipe.seed + number) for number in range(len(learners))]
@@ -164,10 +164,6 @@ def fit(models: list[nn.Module], recipe: Recipe, train: Photos, val: Photos, mos
                 run = capture(learners, step)
             rate.fill_(clock.param_groups[0]["lr"])
             weight.fill_(1 - learners[0].average.get_decay(done + 1))
-            if device.type == "cpu":
-                for learner in learners:
-                    for group in learner.optimizer.param_groups:
-                        group["lr"] = float(rate)
             run()
             done += 1
             scheduler.step_update(done)

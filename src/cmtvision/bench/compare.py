@@ -23,7 +23,7 @@ from cmtvision.bench.target import AS_TRAINED, ImgSize, Target
 from cmtvision.bench.timing import SECONDS_A_ROUND
 from cmtvision.bench.workers import Workers
 from cmtvision.models.peers.published import list_published
-from cmtvision.models.peers.systems import SYSTEMS, find_system
+from cmtvision.models.peers.systems import find_system, is_of_paper
 from cmtvision.study.intervals import mean_interval
 from cmtvision.study.seeds import Entry, EntryResult
 
@@ -141,9 +141,8 @@ def _fastest(ways: Sequence[Measured], batch: int) -> Row:
         for one in ways
         if one.failures
     }
-    if not good:
-        return replace(_row(ways[0], batch), refused=refused)
-    return replace(_row(min(good, key=lambda one: median(one.samples[1].medians)), batch), refused=refused)
+    shown = min(good, key=lambda one: median(one.samples[1].medians)) if good else ways[0]
+    return replace(_row(shown, batch), refused=refused)
 
 
 def _row(one: Measured, batch: int) -> Row:
@@ -166,7 +165,7 @@ def _row(one: Measured, batch: int) -> Row:
         failure=failure,
         runtime=target.runtime,
         precision=target.precision,
-        of_paper=any(system.name == target.architecture.partition(".")[0] for system in SYSTEMS),
+        of_paper=is_of_paper(target.architecture),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cmtvision.models.peers import cvt, pvt, small
 from cmtvision.models.user_models import expand
 
-__all__ = ["SYSTEMS", "System", "cvt", "find_system", "pvt", "small"]
+__all__ = ["SYSTEMS", "System", "cvt", "find_system", "is_of_paper", "pvt", "small"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ SYSTEMS: list[System] = [
     *_rows("MobileNetV3", "timm", ["mobilenetv3_small_100", "mobilenetv3_large_100"], "inverted residuals"),
 ]
 """All systems, ours first."""
+
+
+def is_of_paper(name: str) -> bool:
+    """Whether a name, with a timm tag after it or not, is one of CMT or of what its paper compares it with."""
+    base = name.partition(".")[0]
+    return any(system.name == base for system in SYSTEMS)
 
 
 def find_system(name: str) -> System:
