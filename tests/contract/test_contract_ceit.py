@@ -42,7 +42,7 @@ def test_description_matches_what_comes_out(name: str) -> None:
     assert all(p.dtype == torch.float64 for p in model.parameters())
     x = torch.empty(2, 3, side, side, device="meta", dtype=torch.float64)
     tokens = 1 + (side // model.patch_size) ** 2
-    assert tokens == {32: 17, 224: 197, 384: 577}[side]
+    assert tokens == {32: 17, 64: 65, 224: 197, 384: 577}[side]
     assert model.forward_features(x).shape == (2, tokens, model.num_features)
     assert model(x).shape == (2, 1000)
     modules = dict(model.named_modules())

@@ -57,7 +57,10 @@ def test_commands_say_the_same(name, tmp_path):
     found = release.said(
         release.COMMANDS[name], places, tmp_path, lambda words, cwd: WARM.run(words, cwd, b"", None, 300)
     )
-    alike(found, RECORDED["commands"][name])
+    recorded = RECORDED["commands"][name]
+    if name == "models":  # the list may grow; what was in it stays, in its order
+        found["out"] = [row for row in found["out"] if row in recorded["out"]]
+    alike(found, recorded)
 
 
 def alike(found, recorded):
