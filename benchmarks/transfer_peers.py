@@ -93,7 +93,7 @@ def train(work: Path, photos: Path, study: Path, run: Run) -> int:
     """Train, where that is not done; gives the photos of val/ that are recognised."""
     name, start, rate, seed = run
     out = folder(work, run)
-    weights = ["--weights", str(study / "peers" / "runs" / name / f"seed-{seed}")] if start == "fine-tuned" else []
+    weights = ["--weights", str(study / "peers" / "runs" / name / "seed-0")] if start == "fine-tuned" else []
     settings = [*SETTINGS, f"optim.lr={rate}", f"seed={seed}"]
     words = ["--recipe", RECIPE, "--model", name, *weights, *(word for one in settings for word in ("--set", one))]
     if not (out / "model.json").is_file():
