@@ -470,6 +470,7 @@ PAGES = {
         "micro_without": micro_without,
         "gpu_study": gpu_study,
         "micro_peers": micro_peers,
+        "grocery_transfer": grocery_transfer,
         "ladder": ladder,
         "peers": peers,
         "transfer": transfer,
