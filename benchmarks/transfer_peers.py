@@ -17,10 +17,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from comparison_study import peers
 from first_run import make_set
@@ -32,6 +32,7 @@ from cmtvision.recipe import dump_recipe, load_recipe
 RECIPE, SETTINGS = "ladder_64", ["schedule.epochs=20", "train.eval_every=20", "train.threads=1"]
 RATES = {"scratch": ("1.5e-3",), "fine-tuned": ("1.5e-3", "5e-4")}  # the recipe's own, and a third of it
 Run = tuple[str, str, str, int]  # network, start, learning rate, seed
+Found = TypeVar("Found")
 
 
 def main() -> None:
@@ -44,12 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     photos = make_set("grocery", options)
 
-    def trained(run: Run) -> int:
-        return train(options.work, photos, options.pretrained, run)
-
     networks = peers("micro")
     tried: list[Run] = [(name, start, rate, 0) for start, rates in RATES.items() for rate in rates for name in networks]
-    held_out = dict(zip(tried, at_a_time(options.jobs, trained, tried), strict=True))
+    at_a_time(options.jobs, lambda run: train(options.work, photos, options.pretrained, run), tried)
+    held_out = at_a_time(options.jobs, lambda run: correct(options.work, photos, "val", run), tried)
     sums = {
         start: {rate: sum(held_out[name, start, rate, 0] for name in networks) for rate in rates}
         for start, rates in RATES.items()
@@ -58,8 +57,8 @@ def main() -> None:
     final: list[Run] = [
         (name, start, best[start], seed) for seed in range(options.seeds) for start in RATES for name in networks
     ]
-    at_a_time(options.jobs, trained, final)
-    tested = dict(zip(final, at_a_time(options.jobs, lambda run: test(options.work, photos, run), final), strict=True))
+    at_a_time(options.jobs, lambda run: train(options.work, photos, options.pretrained, run), final)
+    tested = at_a_time(options.jobs, lambda run: test(options.work, photos, run), final)
     index = read_dataset(photos)
     write_record(
         "grocery-transfer",
@@ -84,13 +83,14 @@ def main() -> None:
     )
 
 
-def at_a_time(jobs: int, what: Callable[[Run], int], runs: Iterable[Run]) -> list[int]:
+def at_a_time(jobs: int, what: Callable[[Run], Found], runs: Sequence[Run]) -> dict[Run, Found]:
+    """What each run gives."""
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(what, runs))
+        return dict(zip(runs, pool.map(what, runs), strict=True))
 
 
-def train(work: Path, photos: Path, study: Path, run: Run) -> int:
-    """Train, where that is not done; gives the photos of val/ that are recognised."""
+def train(work: Path, photos: Path, study: Path, run: Run) -> None:
+    """Train, where that is not done."""
     name, start, rate, seed = run
     out = folder(work, run)
     weights = ["--weights", str(study / "peers" / "runs" / name / "seed-0")] if start == "fine-tuned" else []
@@ -99,19 +99,20 @@ def train(work: Path, photos: Path, study: Path, run: Run) -> int:
     if not (out / "model.json").is_file():
         print(*run, flush=True)
         command("train", str(photos), *words, "--out", str(out), "--resume", "auto")
-    return correct(out, photos, "val")
 
 
 def test(work: Path, photos: Path, run: Run) -> int:
     """Ask a finished network test/, once; the answer is kept beside it."""
     file = folder(work, run).with_suffix(".test")
     if not file.is_file():
-        file.write_text(str(correct(folder(work, run), photos, "test")))
+        file.write_text(str(correct(work, photos, "test", run)))
     return int(file.read_text())
 
 
-def correct(out: Path, photos: Path, split: str) -> int:
-    found: dict[str, Any] = json.loads(command("eval", str(out), str(photos), "--split", split, "--json"))
+def correct(work: Path, photos: Path, split: str, run: Run) -> int:
+    """The photos of a part that a finished network recognises."""
+    words = ("eval", str(folder(work, run)), str(photos), "--split", split, "--json")
+    found: dict[str, Any] = json.loads(command(*words))
     return int(found["top1_correct"])
 
 
