@@ -1,4 +1,4 @@
-# make demo   trains on the bundled photos, evaluates, predicts, writes a report
+# make demo   checks the bundled photos, trains on them, predicts, writes a report and a page on the five ideas
 # make test   runs every test
 # make test-all   the same, and what only repeats tests with other numbers
 # make test-older  what computes, with the instructions of a processor of 2008
@@ -28,11 +28,15 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
 demo: $(BASE)
 	$(BIN)/cmtvision sample-data $(DEMO)/photos --overwrite
-	$(BIN)/cmtvision train $(DEMO)/photos --minutes 4 --out $(DEMO)/run --overwrite
-	$(BIN)/cmtvision eval $(DEMO)/run $(DEMO)/photos
-	$(BIN)/cmtvision predict $(DEMO)/run $(DEMO)/photos/val/sandal/*81.png --top 3
+	$(BIN)/cmtvision check-data $(DEMO)/photos --out $(DEMO)/data.html --overwrite
+	$(BIN)/cmtvision train $(DEMO)/photos --minutes 3 --out $(DEMO)/run --overwrite
+	$(BIN)/cmtvision predict $(DEMO)/run $(DEMO)/photos/val/sandal/*81.png --conformal 0.9
+	$(BIN)/cmtvision report $(DEMO)/run $(DEMO)/photos --overwrite
+	$(BIN)/cmtvision explain $(DEMO)/run $(DEMO)/photos/val/bag/00053.png --ideas --out $(DEMO)/ideas.html --overwrite
 	@echo
-	@echo "Report: $(CURDIR)/$(DEMO)/run/report.html"
+	@echo "The data:  $(abspath $(DEMO))/data.html"
+	@echo "The model: $(abspath $(DEMO))/run/report.html"
+	@echo "The ideas: $(abspath $(DEMO))/ideas.html"
 
 test: $(DEV)
 	$(BIN)/python tests/contract/fetch_timm_tests.py

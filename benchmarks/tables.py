@@ -461,6 +461,50 @@ def gpu_kernels() -> str:
     return with_place(lines, "kernels-h100")
 
 
+def explanations() -> str:
+    """Deletion and insertion of each method against random orders of the same cells."""
+    found = record("explanations")
+    lines = [
+        "| | Cells | Deletion, blurred | Insertion, blurred | Deletion, mean colour | Insertion, mean colour |",
+        "|---" * 6 + "|",
+    ]
+    for blurred, mean in zip(found["faithfulness"]["blurred"], found["faithfulness"]["mean"], strict=True):
+        gains = [rows[kind] for rows in (blurred, mean) for kind in ("deletion", "insertion")]
+        cells = [f"{100 * one['gain']:+.1f} ± {100 * one['gain_95']:.1f}" for one in gains]
+        lines.append(f"| {blurred['method']} | {' x '.join(map(str, blurred['grid']))} | {' | '.join(cells)} |")
+    return with_place(lines, "explanations")
+
+
+def data_check() -> str:
+    """Planted faults found by check-data, and its cost."""
+    parts = record("check-data")["parts"]
+    copies, labels = parts["copies"], parts["labels"]
+    lines = ["| Planted | Found | |", "|---|---|---|"]
+    for kind, row in copies["kinds"].items():
+        lines.append(f"| {row['planted']} copies, {kind} | {row['found']} | {row['found'] / row['planted']:.1%} |")
+    lines.append(f"| all of them | recall {copies['recall']:.1%} | precision {copies['precision']:.1%} |")
+    for key, said in (("same_file", "the same file"), ("same_picture", "an altered copy")):
+        row = copies["leaks"][key]
+        lines.append(f"| {row['planted']} held-out images trained on, {said} | {row['found']} | |")
+    lines.append(
+        f"| {labels['flipped']} changed labels | {labels['precision_at_k']:.1%} of the first {labels['flipped']} "
+        f"listed | {labels['recall']:.1%} listed |"
+    )
+    lines += [
+        "",
+        "| Photos | Seconds | Of processor time | Peak memory | Labels agreed with |",
+        "|---|---|---|---|---|",
+    ]
+    names = {"large": "Fashion-MNIST", "tiny-imagenet-50": "Tiny ImageNet, 50 classes", "grocery": "Grocery Store"}
+    for key, said in names.items():
+        row = parts[key]
+        lines.append(
+            f"| {said}, {row['photos']:,} | {row['seconds']:,.0f} | {row['processor_seconds']:,.0f} | "
+            f"{row['peak_memory_bytes'] / 1e9:.1f} GB | {row['label_accuracy']:.0%} |"
+        )
+    return with_place(lines, "check-data")
+
+
 PAGES = {
     "README.md": {"at_equal_accuracy": at_equal_accuracy, "models": models, "hardware": hardware},
     "docs/comparison.md": {"published_latency": published_latency},
@@ -481,6 +525,7 @@ PAGES = {
         "moved": moved,
         "turned": turned,
     },
+    "docs/explain.md": {"explanations": explanations},
     "docs/performance.md": {
         "throughput": throughput,
         "inference": inference,
@@ -490,6 +535,7 @@ PAGES = {
         "gpu_kernels": gpu_kernels,
     },
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
+    "docs/checking-data.md": {"data_check": data_check},
     "docs/training.md": {"other_start": other_start},
 }
 

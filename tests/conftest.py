@@ -1,9 +1,11 @@
-"""What every test shares: seeded torch, and this folder on the path for `random_weights`."""
+"""What every test shares: seeded torch, a browser to open pages in, and this folder on the path."""
 
 import os
 import sys
 
 import pytest
+
+from browser import open_page  # noqa: F401  # a fixture for every test
 
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`; a make that a test starts is nobody's child
     os.environ.pop(_name, None)

@@ -12,12 +12,26 @@ from wrapt import register_post_import_hook
 if TYPE_CHECKING:
     from cmtvision.artefact import Prediction, Predictor, load
     from cmtvision.deploy import export, verify
+    from cmtvision.engine.calibrate import calibrate
     from cmtvision.engine.evaluation.evaluate import evaluate
     from cmtvision.engine.fit import fit
+    from cmtvision.explain import explain_image
     from cmtvision.models import create_model, list_models
 
 __version__ = "0.1.0"
-__all__ = ["Prediction", "Predictor", "create_model", "evaluate", "export", "fit", "list_models", "load", "verify"]
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "calibrate",
+    "create_model",
+    "evaluate",
+    "explain_image",
+    "export",
+    "fit",
+    "list_models",
+    "load",
+    "verify",
+]
 
 _HOME = {
     "Prediction": "cmtvision.artefact",
@@ -25,8 +39,10 @@ _HOME = {
     "load": "cmtvision.artefact",
     "export": "cmtvision.deploy",
     "verify": "cmtvision.deploy",
+    "calibrate": "cmtvision.engine",
     "evaluate": "cmtvision.engine",
     "fit": "cmtvision.engine",
+    "explain_image": "cmtvision.explain",
     "create_model": "cmtvision.models",
     "list_models": "cmtvision.models",
 }

@@ -6,6 +6,10 @@ from cmtvision.cli.app import app
 
 FROZEN = {
     "sample-data": ["directory", "--full", "--overwrite", "--json"],
+    "check-data": [
+        "data", "--out", "--fix", "--model", "--multi-label", "--image-column", "--label-column", "--device", "--seed",
+        "--strict", "--overwrite", "--json",
+    ],
     "train": [
         "data", "--model", "--weights", "--recipe", "--set", "--out", "--minutes", "--epochs", "--batch-size",
         "--device", "--seed", "--devices", "--resume", "--accept-changed-data", "--overwrite", "--wandb", "--mlflow",
@@ -24,7 +28,17 @@ FROZEN = {
         "run", "data", "--split", "--batch-size", "--device", "--threads", "--streams", "--devices", "--json", "--csv",
         "--overwrite",
     ],
-    "predict": ["run", "images", "--top", "--batch-size", "--device", "--threads", "--streams", "--json", "--csv"],
+    "calibrate": ["model", "data", "--batch-size", "--device", "--threads", "--overwrite", "--json"],
+    "predict": [
+        "run", "images", "--top", "--batch-size", "--device", "--conformal", "--sets", "--abstain", "--threads",
+        "--streams", "--json", "--csv",
+    ],
+    "report": [
+        "run", "data", "--split", "--slices", "--corruptions", "--num-images", "--batch-size", "--device", "--out",
+        "--model-card", "--overwrite", "--json",
+    ],
+    "compare-runs": ["a", "b", "data", "--split", "--batch-size", "--device", "--out", "--overwrite", "--json"],
+    "explain": ["model", "image", "--ideas", "--method", "--stage", "--class", "--out", "--overwrite", "--json"],
     "export": [
         "run", "--to", "--out", "--img-size", "--precision", "--opset", "--preprocess-inside", "--compile", "--bundle",
         "--images", "--num-images", "--tolerance", "--overwrite", "--json",

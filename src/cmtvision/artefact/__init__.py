@@ -2,7 +2,8 @@
 
 from cmtvision.artefact.card import Card
 from cmtvision.artefact.files import Artefact, read_artefact, write_artefact, write_export_card
-from cmtvision.artefact.predictor import Prediction, Predictor, load
+from cmtvision.artefact.prediction import Prediction
+from cmtvision.artefact.predictor import Predictor, load
 
 __all__ = [
     "Artefact",

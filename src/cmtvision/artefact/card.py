@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from cmtvision.data.preprocess import Preprocess
 from cmtvision.errors import CheckpointError, DataError
 from cmtvision.models.weight_sources import loader_arguments
+from cmtvision.trust.block import TrustBlock
 
 Task: TypeAlias = Literal["single-label", "multi-label"]
 RuntimeName: TypeAlias = Literal["onnx", "openvino", "torch"]
@@ -115,6 +116,7 @@ class Card:
         provenance: where it comes from: recipe, data fingerprint, versions, date.
         task: 'single-label' (its classes exclude each other) or 'multi-label' (each is a yes or no of its own).
         export: the runtime's files of an export; None where the weights are in model.safetensors.
+        trust: its calibration; None where it has none, as models with several labels per image have.
     """
 
     architecture: str
@@ -125,6 +127,12 @@ class Card:
     provenance: dict[str, Any] = field(default_factory=dict)
     task: Task = "single-label"
     export: ExportBlock | None = None
+    trust: TrustBlock | None = None
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by for probabilities; 1 where the model is not calibrated."""
+        return 1.0 if self.trust is None else self.trust.temperature
 
     @classmethod
     def read(cls, folder: Path) -> "Card":
@@ -156,7 +164,9 @@ class Card:
                     raise ValueError(f"{name!r} is missing; the file is not whole")
             preprocess = Preprocess.from_dict(card["preprocess"])
             export = ExportBlock.from_dict(card["export"]) if exports else None
-            found = _validated(Card, {**card, "preprocess": preprocess, "export": export})
+            given = card.get("trust") if task == "single-label" else None
+            trust = None if given is None else TrustBlock.from_dict(given)
+            found = _validated(Card, {**card, "preprocess": preprocess, "export": export, "trust": trust})
             _check_arguments(found.arguments)
         except (AttributeError, TypeError, ValueError, DataError) as error:
             raise CheckpointError(f"{where}: {error}") from error
@@ -179,6 +189,7 @@ class Card:
             "metrics": self.metrics,
             "provenance": self.provenance,
             **({} if self.export is None else {"export": self.export.to_dict()}),
+            **({} if self.trust is None else {"trust": self.trust.to_dict()}),
         }
 
 

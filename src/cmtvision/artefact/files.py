@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from cmtvision.artefact.card import CARD_FILE, CONFIG, Card, ExportBlock, Task, 
 from cmtvision.errors import CheckpointError, ConfigError, one_line
 from cmtvision.files import write_text
 from cmtvision.models import create_model
+from cmtvision.trust.block import TrustBlock
 from cmtvision.weights import read_state_dict, write_safetensors
 
 __all__ = [
@@ -30,12 +32,14 @@ __all__ = [
     "versions",
     "write_artefact",
     "write_export_card",
+    "write_trust",
 ]
 
 MODEL_FILE = "model.safetensors"
 _MAKERS = {
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye,
 }  # fmt: skip
+_LONG_LIST = re.compile(r"\[\n\s*(?:-?[\d.eE+-]+,\n\s*){20,}-?[\d.eE+-]+\n\s*\]")
 _TIMES, _ROOM = 4, 1 << 25
 """How many values a network may need while it is made: so many times its weights, and buffers that no file holds."""
 
@@ -96,7 +100,8 @@ def write_export_card(folder: Path, source: Artefact | Card | Mapping[str, Any],
     parsed = replace(parsed, sha256={name: sha256_of(folder / name) for name in parsed.sha256})
     provenance = {**card.provenance, "exported": versions()}
     preprocess = replace(card.preprocess, size=parsed.img_size)
-    _write_card(folder, replace(card, preprocess=preprocess, provenance=provenance, export=parsed))
+    trust = None if card.trust is None else card.trust.without_distance()  # an export gives logits and no features
+    _write_card(folder, replace(card, preprocess=preprocess, provenance=provenance, export=parsed, trust=trust))
 
 
 def read_artefact(folder: str | Path) -> Artefact:
@@ -141,8 +146,18 @@ def versions() -> dict[str, Any]:
     }
 
 
+def write_trust(folder: Path, card: Card, trust: TrustBlock) -> None:
+    """Write a card anew with another calibration, whole or not at all. Raises CheckpointError if that fails."""
+    _write_card(folder, replace(card, trust=trust))
+
+
 def _write_card(folder: Path, card: Card) -> None:
-    write_text(folder / CARD_FILE, json.dumps(card.to_dict(), indent=2) + "\n")
+    write_text(folder / CARD_FILE, _long_lists_in_a_line(json.dumps(card.to_dict(), indent=2)) + "\n")
+
+
+def _long_lists_in_a_line(text: str) -> str:
+    """Indented JSON with every list of more than 20 numbers in one line, so that a person can still read the rest."""
+    return _LONG_LIST.sub(lambda found: " ".join(found[0].split()), text)  # a string holds no line end: it is escaped
 
 
 def constructor_arguments(card: Card) -> dict[str, Any]:

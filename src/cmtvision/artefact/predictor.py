@@ -2,43 +2,33 @@
 
 import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cmtvision.artefact.card import CARD_FILE, Card, Task, model_folder
+from cmtvision.artefact.features import read_features
 from cmtvision.artefact.files import MODEL_FILE, Artefact, artefact_of
 from cmtvision.artefact.pixels import PixelInput
+from cmtvision.artefact.prediction import Prediction
 from cmtvision.artefact.runtimes.base import Runtime
 from cmtvision.artefact.runtimes.open import check_options, open_runtime
 from cmtvision.artefact.runtimes.torch import NetworkRuntime, pick_device, set_threads
 from cmtvision.data import ImageSource, Preprocess, each_image
 from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.trust.answers import NOTHING_MORE, Ask, answers
+from cmtvision.trust.block import TrustBlock
+from cmtvision.trust.conformal import SetKind
+from cmtvision.trust.familiarity import neighbour_distance, of_unit_length
 
-__all__ = ["THRESHOLD", "Prediction", "Predictor", "load", "pick_device"]
+__all__ = ["CALIBRATE", "THRESHOLD", "Ask", "Prediction", "Predictor", "load", "pick_device"]
 
+CALIBRATE = "cmtvision calibrate MODEL DATA"
 THRESHOLD = 0.5  # of a multi-label model's probabilities: from here on it says yes
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one image.
-
-    Attributes:
-        label: the most probable class.
-        probability: its probability, 0 to 1: softmax, or of a multi-label model the sigmoid.
-        top: the most probable classes with their probabilities, best first.
-        labels: the classes it decides for, most probable first: the one label, or of a multi-label model all of
-            probability 0.5 and more, which may be none.
-    """
-
-    label: str
-    probability: float
-    top: list[tuple[str, float]]
-    labels: list[str]
 
 
 class Predictor:
@@ -48,16 +38,24 @@ class Predictor:
         model: what was trained, or the card of what ``runtime`` computes.
         device: 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'mps'; of an artefact.
         runtime: what computes the logits; None for the artefact's own network in PyTorch.
+        familiar: (M, D) features of held-out images, as the card's calibration has them; None for none.
 
     Attributes:
         card: all that is known of the model but its weights.
+        trust: its calibration, None for none.
         preprocess: how an image becomes the network's input (C, H, W).
         inputs: how an image becomes what ``forward`` takes a batch of: ``preprocess``, or for a graph with scale and
             normalisation in it the pixels in front of them, (H, W, C) uint8.
         runtime: what computes the logits.
     """
 
-    def __init__(self, model: Artefact | Card, device: str = "auto", runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        model: Artefact | Card,
+        device: str = "auto",
+        runtime: Runtime | None = None,
+        familiar: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self.card = model.card if isinstance(model, Artefact) else model
         self._artefact = model if isinstance(model, Artefact) else None
         if runtime is None and isinstance(model, Artefact):
@@ -67,6 +65,8 @@ class Predictor:
         self.runtime = runtime
         self.classes = self.card.classes
         self.task: Task = self.card.task
+        self.trust: TrustBlock | None = self.card.trust
+        self._familiar = familiar
         self.preprocess = self.card.preprocess
         inside = self.card.export is not None and self.card.export.preprocess_inside
         self.inputs: Preprocess = PixelInput.of(self.preprocess) if inside else self.preprocess
@@ -94,8 +94,34 @@ class Predictor:
         """Logits (B, classes), float32, on the CPU, of a batch of ``inputs``: (B, C, H, W), or pixels (B, H, W, C)."""
         return torch.from_numpy(self.runtime(batch.detach().cpu().numpy()))
 
+    def examine(self, batch: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.float32] | None]:
+        """Logits as of ``forward``, and features as of ``with_features`` where there are any to compare them with."""
+        return (self.forward(batch), None) if not self.measures_distance else self.with_features(batch)
+
+    @property
+    def measures_distance(self) -> bool:
+        """Whether predictions have a feature distance."""
+        return self._familiar is not None and isinstance(self.runtime, NetworkRuntime)
+
+    def with_features(self, batch: torch.Tensor) -> tuple[torch.Tensor, npt.NDArray[np.float32] | None]:
+        """Logits, and features (B, D) of the same pass: what the classifier is given.
+
+        The features are None of an export, and of a network that hides them.
+        """
+        if not isinstance(self.runtime, NetworkRuntime):
+            return self.forward(batch), None
+        logits, features = self.runtime.with_features(batch.detach().cpu().numpy())
+        return torch.from_numpy(logits), features
+
     def predict(
-        self, images: ImageSource | Iterable[ImageSource], top_k: int = 5, batch_size: int = 32
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        top_k: int = 5,
+        batch_size: int = 32,
+        *,
+        conformal: float | None = None,
+        sets: SetKind = "lac",
+        abstain: float | None = None,
     ) -> list[Prediction]:
         """Predict any number of images.
 
@@ -105,33 +131,67 @@ class Predictor:
                 array (N, H, W, C) or a tensor (N, C, H, W) is N images, any of two or three dimensions is one.
             top_k: how many classes to name for each image, at least 1; all where there are fewer.
             batch_size: images computed at a time, at least 1.
+            conformal, sets, abstain: see ``Ask``.
 
         Raises:
             DataError: an image that cannot be read, by name, or no images at all but something else.
-            ConfigError: top_k or batch_size below 1.
+            ConfigError: top_k or batch_size below 1, or what only a calibrated model can be asked.
         """
-        return list(self.stream(images, top_k, batch_size))
+        return list(self.stream(images, top_k, batch_size, Ask(conformal, sets, abstain)))
 
     def stream(
-        self, images: ImageSource | Iterable[ImageSource], top_k: int = 5, batch_size: int = 32
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        top_k: int = 5,
+        batch_size: int = 32,
+        ask: Ask = NOTHING_MORE,
     ) -> Iterator[Prediction]:
         """Like predict, one prediction after another, holding one batch in memory."""
         batches = _batched(each_image(images), _at_least_one("batch_size", batch_size))
         top_k = _at_least_one("top_k", top_k)
-        return (found for batch in batches for found in self.decide(self.logits(batch), top_k))
+        self.check_ask(ask)
+        examined = (self.examine(torch.from_numpy(np.stack([self.inputs(one) for one in batch]))) for batch in batches)
+        return (found for logits, features in examined for found in self.decide(logits, top_k, features, ask))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes) as probabilities: softmax, or of a multi-label model each class's sigmoid."""
-        return logits.sigmoid() if self.task == "multi-label" else logits.softmax(dim=1)
+        """Logits (B, classes) as probabilities: softmax with the temperature, or of a multi-label model the sigmoid."""
+        if self.task == "multi-label":
+            return logits.sigmoid()
+        return (logits / self.card.temperature).softmax(dim=1)
 
-    def decide(self, logits: torch.Tensor, top_k: int = 5) -> list[Prediction]:
+    def check_ask(self, ask: Ask) -> None:
+        """Raises ConfigError for what the model cannot be asked."""
+        if not ask.anything:
+            return
+        if self.task == "multi-label":
+            raise ConfigError("prediction sets and abstaining: for models with one label per image, this has several")
+        if self.trust is None:
+            raise ConfigError(f"prediction sets and abstaining: this model is not calibrated; run {CALIBRATE}")
+        try:
+            ask.check()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def decide(
+        self,
+        logits: torch.Tensor,
+        top_k: int = 5,
+        features: npt.NDArray[np.float32] | None = None,
+        ask: Ask = NOTHING_MORE,
+    ) -> list[Prediction]:
         """What logits (B, classes) say, image by image.
 
+        Args:
+            logits, features: as ``examine`` gives them.
+            top_k: how many classes to name.
+            ask: what else is asked of a calibrated model.
+
         Raises:
-            ConfigError: a top_k below 1.
+            ConfigError: a top_k below 1, or what the model cannot be asked.
             CheckpointError: logits that are no numbers.
         """
         top_k = _at_least_one("top_k", top_k)
+        self.check_ask(ask)
         if not bool(torch.isfinite(logits).all()):
             raise CheckpointError("the model gives logits that are no numbers; its weights or its card are damaged")
         found = []
@@ -143,7 +203,29 @@ class Predictor:
             several = self.task == "multi-label"
             labels = [name for name, p in ranked if p >= THRESHOLD] if several else [label]
             found.append(Prediction(label, probability, ranked[:top_k], labels))
-        return found
+        if self.trust is None or not found:
+            return found
+        highest = [one.probability for one in found]
+        more = answers(self.trust, logits.numpy(), highest, ask, self._distances(self.trust, features))
+        return [
+            replace(
+                one,
+                labels=[] if added.unsure else one.labels,
+                **{**added._asdict(), "set": None if added.set is None else [self.classes[i] for i in added.set]},
+            )
+            for one, added in zip(found, more, strict=True)
+        ]
+
+    def _distances(self, trust: TrustBlock, features: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float64] | None:
+        """(B,) of features (B, D); None where they, or the held-out images' own, are not at hand."""
+        if features is None or self._familiar is None or trust.distance is None:
+            return None
+        if features.shape[1] != self._familiar.shape[1] or trust.distance.neighbours > len(self._familiar):
+            raise CheckpointError(
+                f"features of {features.shape[1]} numbers, of the held-out images {self._familiar.shape[1]}; "
+                f"calibrate the model again: {CALIBRATE}"
+            )
+        return neighbour_distance(of_unit_length(features), self._familiar, trust.distance.neighbours)
 
 
 def load(path: str | Path, device: str = "auto", threads: int | None = None, streams: int | None = None) -> Predictor:
@@ -164,10 +246,17 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, str
     files = [MODEL_FILE] if card.export is None else list(card.export.sha256)
     if Path(path).is_file() and Path(path).name not in (CARD_FILE, *files):
         raise CheckpointError(f"{path}: not of the model that {CARD_FILE} beside it describes; that is {files[0]}")
+    return load_card(card, folder, device, threads, streams)
+
+
+def load_card(
+    card: Card, folder: Path, device: str = "auto", threads: int | None = None, streams: int | None = None
+) -> Predictor:
+    """Open the model in a folder whose card has been read. Raises as ``load`` does."""
     if card.export is None:
         check_options(card, threads, streams)
         set_threads(threads)
-        return Predictor(artefact_of(card, folder), device)
+        return Predictor(artefact_of(card, folder), device, familiar=read_features(folder, card))
     return Predictor(card, runtime=open_runtime(folder, card, device, threads, streams))
 
 

@@ -8,10 +8,14 @@ import typer
 
 from cmtvision.cli.commands.ablate import ablate
 from cmtvision.cli.commands.bench import bench
+from cmtvision.cli.commands.calibrate import calibrate
+from cmtvision.cli.commands.check_data import check_data
 from cmtvision.cli.commands.compare import compare
+from cmtvision.cli.commands.compare_runs import compare_runs
 from cmtvision.cli.commands.convert import convert
 from cmtvision.cli.commands.doctor import doctor
 from cmtvision.cli.commands.evaluate import evaluate
+from cmtvision.cli.commands.explain import explain
 from cmtvision.cli.commands.export import export
 from cmtvision.cli.commands.info import info
 from cmtvision.cli.commands.lr_find import lr_find
@@ -19,6 +23,7 @@ from cmtvision.cli.commands.models import models
 from cmtvision.cli.commands.predict import predict
 from cmtvision.cli.commands.quantize import quantize
 from cmtvision.cli.commands.recipes import recipes
+from cmtvision.cli.commands.report import report
 from cmtvision.cli.commands.sample_data import sample_data
 from cmtvision.cli.commands.scale import scale
 from cmtvision.cli.commands.shard import shard
@@ -59,11 +64,16 @@ def _options(
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "sample-data": (sample_data, "Write real images to start with."),
     "shard": (shard, "Write images as tar shards."),
+    "check-data": (check_data, "Find what is wrong with your images."),
     "train": (train, "Train a classifier on your images."),
     "tune": (tune, "Search for good recipe settings."),
     "lr-find": (lr_find, "Find a learning rate by a short sweep."),
     "eval": (evaluate, "Measure a trained model on images."),
+    "calibrate": (calibrate, "Make a model's probabilities honest."),
+    "report": (report, "Write a page on how far to trust a model."),
+    "compare-runs": (compare_runs, "Compare two trained models image by image."),
     "predict": (predict, "Predict the classes of images."),
+    "explain": (explain, "Draw what a model looked at in an image."),
     "export": (export, "Write a model for ONNX, OpenVINO or PyTorch, verified."),
     "quantize": (quantize, "Make an 8-bit model within an accuracy budget."),
     "verify": (verify, "Compare two models on real images."),

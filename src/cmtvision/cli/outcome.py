@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmtvision.cli import output
 from cmtvision.cli.faults import printable
+from cmtvision.cli.trust_lines import calibrated_line
 
 if TYPE_CHECKING:
     from cmtvision.engine import FitResult
@@ -30,6 +31,7 @@ def say_outcome(finished: "FitResult", recipe: "Recipe", data: str, page: Path, 
     output.result(f"trained {recipe.model.name}: {_counted(finished.epochs)} in {output.duration(finished.seconds)}")
     for line in quality(finished.evaluation, recipe.train.early_stop_patience is not None):
         output.result(line)
+    output.result(_calibration(finished))
     output.result(f"run folder: {finished.out}")
     output.result(f"report: {page}")
     for place, line in enumerate(next_commands(finished, recipe, data, bare)):
@@ -47,8 +49,20 @@ def as_json(finished: "FitResult", recipe: "Recipe", page: Path) -> dict[str, An
         "evaluation": finished.evaluation.to_dict() if finished.evaluation is not None else None,
         "skipped": [{"path": str(item.path), "reason": item.reason} for item in finished.skipped],
         "failures": finished.failures,
+        "trust": None if finished.trust is None else finished.trust.summary(),
         "report": str(page),
     }
+
+
+def _calibration(finished: "FitResult") -> str:
+    """How its probabilities were calibrated, or why they were not."""
+    if finished.trust is not None:
+        return calibrated_line(finished.trust)
+    if finished.evaluation is None:
+        return "not calibrated: no images were held out; with others: cmtvision calibrate RUN DATA"
+    if not hasattr(finished.evaluation, "top1_correct"):
+        return "not calibrated: that is for one label per image"
+    return "not calibrated: the network's logits are no numbers"
 
 
 def quality(evaluation: Any, chosen_by: bool = False) -> list[str]:

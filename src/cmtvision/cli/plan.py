@@ -195,10 +195,12 @@ def show_plan(
     """
     from cmtvision.artefact.run.names import SPLIT_FILE
     from cmtvision.cli import output
+    from cmtvision.cli.faults import printable
     from cmtvision.cli.plan_lines import plan_lines
     from cmtvision.data.listing.split_file import keep_split
     from cmtvision.engine.build import fetch_pretrained
     from cmtvision.engine.held_out import read_photos
+    from cmtvision.quality.quick import quick_lines
 
     if index is None:
         index = read_photos(chosen.recipe, data, verify=False)
@@ -209,3 +211,6 @@ def show_plan(
     fetch_pretrained(chosen.recipe, resume)
     for line in lines:
         output.note(line)
+    if not resume:
+        for line in quick_lines(index):
+            output.note(printable(f"check: {line}"))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +13,11 @@ from cmtvision.errors import DataError
 
 if TYPE_CHECKING:
     from cmtvision.artefact import Predictor
+    from cmtvision.trust.answers import Ask
 
 Top = list[tuple[str, float]]
+_SHOWN = 10  # classes of a set; --json and --csv have all
+_MORE = ("set", "unsure", "energy", "distance", "familiarity")
 
 
 class BadImageError(DataError):
@@ -27,11 +30,15 @@ class BadImageError(DataError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One image, its most probable classes, best first, and the classes decided for, with probabilities."""
+    """One image, its most probable classes, best first, and the classes decided for, with probabilities.
+
+    ``more`` is what a calibrated model adds, by the names of ``Prediction``.
+    """
 
     image: str
     top: Top
     labels: Top
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class View(Protocol):
@@ -45,7 +52,12 @@ class View(Protocol):
 
 
 def predict_each(
-    predictor: "Predictor", first: Source, others: Iterator[Source], top: int, batch_size: int
+    predictor: "Predictor",
+    first: Source,
+    others: Iterator[Source],
+    top: int,
+    batch_size: int,
+    ask: "Ask | None" = None,
 ) -> Iterator[Outcome | BadImageError]:
     """Predict a stream of images, one batch at a time; an unreadable one is returned as an error."""
     waiting: list[tuple[str, Any]] = []
@@ -55,36 +67,41 @@ def predict_each(
                 raise source.content
             waiting.append((source.name, predictor.inputs(source.content)))
         except DataError as error:
-            yield from _batch(predictor, waiting, top)
+            yield from _batch(predictor, waiting, top, ask)
             waiting = []
             yield BadImageError(source.name, str(error))
         if len(waiting) == batch_size:
-            yield from _batch(predictor, waiting, top)
+            yield from _batch(predictor, waiting, top, ask)
             waiting = []
-    yield from _batch(predictor, waiting, top)
+    yield from _batch(predictor, waiting, top, ask)
 
 
-def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int) -> Iterator[Outcome]:
+def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int, ask: "Ask | None") -> Iterator[Outcome]:
     import numpy as np
     import torch
 
+    from cmtvision.trust.answers import Ask
+
     if not waiting:
         return
-    logits = predictor.forward(torch.from_numpy(np.stack([pixels for _, pixels in waiting])))
-    named = len(predictor.classes) if predictor.task == "multi-label" else top  # it may decide for more than --top
-    for (name, _), found in zip(waiting, predictor.decide(logits, named), strict=True):
-        yield Outcome(name, found.top[:top], found.top[: len(found.labels)])
+    logits, features = predictor.examine(torch.from_numpy(np.stack([pixels for _, pixels in waiting])))
+    several = predictor.task == "multi-label"
+    named = len(predictor.classes) if several else top  # it may decide for more than --top
+    for (name, _), found in zip(waiting, predictor.decide(logits, named, features, ask or Ask()), strict=True):
+        more = {key: getattr(found, key) for key in _MORE if getattr(found, key) is not None}
+        yield Outcome(name, found.top[:top], found.top[: len(found.labels)], more)
 
 
 class TextRows:
     """One line per image: its name, then classes with their probabilities, best first.
 
     Of a multi-label model: every class it decides for, or 'none', then after 'below 50%' as many others as --top
-    allows.
+    allows. With --conformal the set follows, with --abstain 'unsure' and why stand in front where no class is named.
     """
 
-    def __init__(self, several: bool = False) -> None:
+    def __init__(self, several: bool = False, ask: "Ask | None" = None) -> None:
         self._several = several
+        self._level = "" if ask is None or ask.conformal is None else f"{100 * ask.conformal:g}%"
 
     def add(self, outcome: Outcome | BadImageError) -> None:
         """Print one line."""
@@ -92,7 +109,10 @@ class TextRows:
             return
         if not self._several:
             first, *others = _in_words(outcome.top)
-            result(f"{printable(outcome.image)}: {', '.join([_bold(first), *others])}")
+            unsure = outcome.more.get("unsure")
+            words = [f"{_bold('unsure')} ({unsure}): {first}" if unsure else _bold(first), *others]
+            within = f"; {self._level} set: {_listed(outcome.more['set'])}" if "set" in outcome.more else ""
+            result(f"{printable(outcome.image)}: {', '.join(words)}{within}")
             return
         said = _bold(", ".join(_in_words(outcome.labels)) or "none")
         others = _in_words(outcome.top[len(outcome.labels) :])
@@ -106,6 +126,11 @@ def _in_words(top: Top) -> list[str]:
     return [f"{printable(label)} {probability:.1%}" for label, probability in top]
 
 
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+
+
 def _bold(text: str) -> str:
     return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
 
@@ -114,31 +139,49 @@ class CsvRows:
     """CSV with a header: image,label,probability and, for more classes, label_2,probability_2 and so on.
 
     Of a multi-label model a column 'labels' follows the image: all it decides for, joined by '|' as in data tables.
+    Of a calibrated model the last columns are 'energy', 'familiarity' and, as asked for, 'set' (joined likewise) and
+    'unsure' (why no class should be taken; empty where one may be).
     """
 
-    def __init__(self, top: int, several: bool = False) -> None:
+    def __init__(self, top: int, several: bool = False, trusted: bool = False, ask: "Ask | None" = None) -> None:
         import csv
 
         self._top, self._several = top, several
+        self._last = ["energy", "familiarity"] if trusted else []
+        self._last += ["set"] if ask is not None and ask.conformal is not None else []
+        self._last += ["unsure"] if ask is not None and ask.abstain is not None else []
         self._writer = csv.writer(sys.stdout, lineterminator="\n")
         more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
-        self._writer.writerow(["image", *(["labels"] if several else []), "label", "probability", *more])
+        self._writer.writerow(["image", *(["labels"] if several else []), "label", "probability", *more, *self._last])
 
     def add(self, outcome: Outcome | BadImageError) -> None:
         """Print one row; where a model has fewer classes than were asked for, the last cells are empty."""
         if isinstance(outcome, Outcome):
             cells = [cell for label, probability in outcome.top for cell in (label, f"{probability:.6f}")]
             labels = ["|".join(label for label, _ in outcome.labels)] if self._several else []
-            self._writer.writerow([outcome.image, *labels, *cells, *[""] * (2 * self._top - len(cells))])
+            empty = [""] * (2 * self._top - len(cells))
+            trusted = [_cell(outcome.more.get(name)) for name in self._last]
+            self._writer.writerow([outcome.image, *labels, *cells, *empty, *trusted])
 
     def close(self) -> None:
         """Nothing is left."""
 
 
-class JsonDocument:
-    """One document, {"predictions": [...], "failed": [...]}, written as it becomes known."""
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return "|".join(value) if isinstance(value, list) else str(value or "")
 
-    def __init__(self) -> None:
+
+class JsonDocument:
+    """One document, {"predictions": [...], "failed": [...]}, written as it becomes known.
+
+    Args:
+        trust: what is said at its end of a calibrated model; None for nothing.
+    """
+
+    def __init__(self, trust: dict[str, Any] | None = None) -> None:
+        self._trust = trust
         self._failed: list[dict[str, str]] = []
         self._separator = ""
         sys.stdout.write('{"predictions": [')
@@ -152,9 +195,11 @@ class JsonDocument:
         top = [{"label": name, "probability": value} for name, value in outcome.top]
         labels = [name for name, _ in outcome.labels]
         record = {"image": outcome.image, "label": label, "probability": probability, "labels": labels, "top": top}
+        record |= outcome.more
         sys.stdout.write(f"{self._separator}\n  {json_text(record)}")
         self._separator = ","
 
     def close(self) -> None:
         """Write the failures and close the document."""
-        sys.stdout.write(f'\n], "failed": {json_text(self._failed)}}}\n')
+        trust = "" if self._trust is None else f', "trust": {json_text(self._trust)}'
+        sys.stdout.write(f'\n], "failed": {json_text(self._failed)}{trust}}}\n')

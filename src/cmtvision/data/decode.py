@@ -55,7 +55,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Those of our formats that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
@@ -99,7 +99,7 @@ def open_image(
     try:
         if isinstance(source, Image.Image):
             return shrunk(_plain(source, max_pixels, name), short_side)
-        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
             return shrunk(_plain(picture, max_pixels, name, short_side), short_side)
     except DataError:
         raise
@@ -125,7 +125,7 @@ def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None
         return source.size
     data, name = _content(source, max_bytes, name)
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
             return picture.size
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise DataError(f"{name}: not an image ({' '.join(str(error).split()) or type(error).__name__})") from None

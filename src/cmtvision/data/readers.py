@@ -78,7 +78,7 @@ def read_dataset(
     if not listing.entries:
         raise DataError(f"{text}: no photos found; expected one folder per class with images inside")
     if split_file is None and (classes is None or val_fraction):
-        _undo_split_without_train(listing)
+        undo_split_without_train(listing)
     usable, unusable = _verified(listing, verify, max_pixels, max_bytes, progress)
     names = _class_names(text, listing, usable, unusable, classes, multi_label)
     fingerprint, empty = _fingerprint(usable), _empty_folders(listing, usable)
@@ -130,14 +130,14 @@ def class_names_from(path: str | PathLike[str]) -> list[str]:
     """
     text = source_text(path)
     listing, _ = list_source(text, ReadOptions(allow_outside=True))
-    _undo_split_without_train(listing)
+    undo_split_without_train(listing)
     names = listing.names or sorted(listing.learned_classes())
     if not names:
         raise DataError(f"{text}: no classes found; expected one folder per class, or a CSV with path,label")
     return names
 
 
-def _undo_split_without_train(listing: Listing) -> None:
+def undo_split_without_train(listing: Listing) -> None:
     """Treat held-out images without any training images as data that is not yet split.
 
     Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cmtvision.artefact.card import CARD_FILE, Card
 from cmtvision.artefact.run.exports import (
     BUNDLE_FILES,
+    BUNDLE_FOLDERS,
     BUNDLE_PACKAGE,
     BUNDLE_SCRIPT,
     PYTHON_CACHE,
@@ -70,11 +71,11 @@ def _first_foreign_source(package: Path) -> str | None:
     sources = set(bundle_sources())
     names = {name for name in sources if "/" not in name}
     for entry in sorted(package.iterdir()):
-        if entry.name == "data" and entry.is_dir() and not entry.is_symlink():
-            inner = {name.removeprefix("data/") for name in sources if "/" in name}
+        if entry.name in BUNDLE_FOLDERS and entry.is_dir() and not entry.is_symlink():
+            inner = {name.partition("/")[2] for name in sources if name.startswith(f"{entry.name}/")}
             for one in sorted(entry.iterdir()):
                 if not _is_ours(one, inner, True):
-                    return f"data/{one.name}"
+                    return f"{entry.name}/{one.name}"
         elif not _is_ours(entry, names, True):
             return entry.name
     return None

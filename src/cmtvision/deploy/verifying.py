@@ -17,6 +17,7 @@ import torch
 
 from cmtvision.artefact import Predictor, load
 from cmtvision.data import ImageSource, Preprocess, open_image
+from cmtvision.deploy.answers import Answers, compare_answers, differing_calibration
 from cmtvision.deploy.sample_images import DEFAULT_NUM_IMAGES, choose, find_images, of_the_run
 from cmtvision.errors import CheckpointError, ConfigError, DataError, one_line
 
@@ -61,6 +62,9 @@ class Verification:
         batches: batch sizes compared.
         arithmetic: the arithmetic of the second model on this machine, see
             ``cmtvision.artefact.runtimes.base.Runtime``.
+        probability_difference: largest |difference| of calibrated probabilities; None unless both are calibrated, as
+            the next.
+        sets_alike: share of images whose prediction sets are equal, see ``cmtvision.deploy.answers``.
     """
 
     passed: bool
@@ -72,6 +76,8 @@ class Verification:
     num_images: int
     batches: tuple[int, ...]
     arithmetic: str = ""
+    probability_difference: float | None = None
+    sets_alike: float | None = None
 
     @property
     def relative(self) -> float:
@@ -90,7 +96,9 @@ class Verification:
         return (
             f"{self.num_images} images in batches of {', '.join(map(str, self.batches))}: largest difference "
             f"{self.max_difference:.2g} of logits up to {self.scale:.3g} (relative {self.relative:.1e}, allowed "
-            f"{self.tolerance:.0e}), {self.top1_agreement:.1%} decided alike, computed in {self.arithmetic}"
+            f"{self.tolerance:.0e}), {self.top1_agreement:.1%} decided alike"
+            + (f", {self.sets_alike:.1%} with equal prediction sets" if self.sets_alike is not None else "")
+            + f", computed in {self.arithmetic}"
         )
 
 
@@ -132,6 +140,8 @@ def verify(
     else:
         chosen = _of_either(a, b, num_images, multi_label=first.task == "multi-label")
     reasons = _different_cards(first, second)
+    uncalibrated = differing_calibration(first, second)
+    reasons += [uncalibrated] if uncalibrated else []
     if first.classes != second.classes:
         allowed = _criterion(first, second, tolerance).tolerance
         return Verification(False, reasons, np.inf, 0.0, allowed, 0.0, 0, tuple(batches), second.runtime.arithmetic)
@@ -172,9 +182,14 @@ def _different_cards(a: Predictor, b: Predictor) -> list[str]:
 
 
 def _criterion(a: Predictor, b: Predictor, tolerance: float | None) -> Criterion:
-    parts = [part for one in (a, b) for part in one.runtime.precision.split("-")]  # 'int8-weights-bf16' is three
+    parts = [*kinds(a), *kinds(b)]
     loosest = max((CRITERIA[part] for part in ("fp32", *parts) if part in CRITERIA), key=lambda one: one.tolerance)
     return loosest if tolerance is None else loosest._replace(tolerance=tolerance)
+
+
+def kinds(model: Predictor) -> list[str]:
+    """The parts of a model's precision: 'int8-weights-bf16' is three."""
+    return model.runtime.precision.split("-")
 
 
 class _Input(NamedTuple):
@@ -224,6 +239,8 @@ def _compare(
     scale = float(np.abs(reference).max())
     allowed = criterion.tolerance * max(1.0, scale)
     reasons = [*reasons]
+    answers: Answers | None = None
+    last: Logits | None = None
     largest, alike, counted = 0.0, np.ones(len(inputs), dtype=bool), np.zeros(len(inputs), dtype=bool)
     for size in sorted(batches):
         logits, fault = _logits(b, [one.b for one in inputs], size, step)
@@ -238,11 +255,21 @@ def _compare(
         same, margin = _decisions(reference, logits, multi_label=a.task == "multi-label")
         alike &= same
         counted |= ~same & (margin > 2 * criterion.tie * max(1.0, scale))
+        last = logits
     unlike = int(counted.sum())
     if unlike > _may_differ(criterion, len(inputs)):
         reasons.append(f"{unlike} of {len(inputs)} images are decided differently")
+    if last is not None and a.trust is not None and b.trust is not None:
+        answers = compare_answers(a.trust, b.trust, reference, last, allowed)
+    # 8 bits are calibrated for themselves, on logits of their own
+    own = "int8" in (*kinds(a), *kinds(b))
+    if answers is not None and not own and answers.differing > _may_differ(criterion, len(inputs)):
+        reasons.append(f"{answers.differing} of {len(inputs)} images have other prediction sets")
     agreement = float(alike.mean()) if np.isfinite(largest) else 0.0
-    return Verification(not reasons, reasons, largest, scale, criterion.tolerance, agreement, len(inputs), batches)
+    found = Verification(not reasons, reasons, largest, scale, criterion.tolerance, agreement, len(inputs), batches)
+    if answers is None:
+        return found
+    return replace(found, probability_difference=answers.probability, sets_alike=answers.sets_alike)
 
 
 def _steps(total: int, progress: Progress | None) -> Callable[[int], None]:

@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from cmtvision.artefact.run.write import (
 from cmtvision.data import DatasetIndex, Sample, Skipped
 from cmtvision.engine.batch_size import choose_batch_size
 from cmtvision.engine.build import BuiltModel, build_model, portable
+from cmtvision.engine.calibrate import fit_recorded, write_bank
 from cmtvision.engine.callbacks.ema import EmaCallback
 from cmtvision.engine.callbacks.progress import ProgressView
 from cmtvision.engine.callbacks.run import RunCallback
@@ -43,6 +44,7 @@ from cmtvision.engine.distributed.processes import Processes, join_processes
 from cmtvision.engine.distributed.sync_bn import synchronise_batch_norm
 from cmtvision.engine.evaluation.evaluate import Evaluation, evaluate_samples
 from cmtvision.engine.evaluation.multilabel import MultiLabelEvaluation
+from cmtvision.engine.evaluation.recorder import Recorder
 from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.lightning_settings import quiet_lightning, run_settings, trainer_place, trainer_precision
 from cmtvision.engine.loaders import TrainLoader, class_counts, eval_loader, train_loader
@@ -50,9 +52,11 @@ from cmtvision.engine.module import TrainingModule
 from cmtvision.engine.optim import freeze
 from cmtvision.engine.pace import Pace
 from cmtvision.engine.plan import RunPlan
-from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.files import write_text
 from cmtvision.recipe import Recipe
+from cmtvision.trust.block import TrustBlock
+from cmtvision.trust.fit import Bank
 
 __all__ = ["FitResult", "TrainingDiverged", "TrainingInterrupted", "fit"]
 
@@ -70,6 +74,7 @@ class FitResult:
         failures: names of photos that could no longer be read during training.
         seconds: time of training.
         epochs: epochs trained.
+        trust: its calibration on the held-out photos; None where nothing was held out, or photos have several labels.
         num_test: photos that the data sets apart for test; training did not look at them.
         late_signal: 'Ctrl-C' or a signal's name that came in the last epoch, too late to stop this run; a caller with
             more to do should stop.
@@ -85,6 +90,7 @@ class FitResult:
     late_signal: str = ""
     num_test: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    trust: TrustBlock | None = None
 
 
 def fit(
@@ -289,10 +295,24 @@ def _finish(
     task: Task = "multi-label" if index.multi_label else "single-label"
     artefact = Artefact(built.architecture, built.arguments, index.classes, built.preprocess, task=task, model=network)
     evaluation = None
+    trust: TrustBlock | None = None
+    bank: Bank | None = None
     metrics: dict[str, Any] = {}
     if index.val:
         predictor = Predictor(artefact, processes.device(pick_device(recipe.train.device)))
-        evaluation = evaluate_samples(predictor, index.val, recipe.data, 128, "val", index.skipped, processes=processes)
+        recorder = None if index.multi_label else Recorder(predictor, len(index.val))
+        evaluation = evaluate_samples(
+            predictor, index.val, recipe.data, 128, "val", index.skipped, processes=processes, recorder=recorder
+        )
+        if recorder is not None:
+            with suppress(DataError):  # logits that are no numbers: a run without a calibration
+                trust, bank = fit_recorded(
+                    recorder,
+                    "val",
+                    chose_epoch=recipe.train.early_stop_patience is not None,
+                    arithmetic=predictor.runtime.arithmetic,
+                    processes=processes,
+                )
         network.cpu()
         metrics = evaluation.summary()
     rows = run.record.rows
@@ -307,14 +327,16 @@ def _finish(
         "processes": processes.world_size,
     }
 
-    def write() -> None:
+    def write() -> TrustBlock | None:
         if evaluation is not None:
             # thousands of classes: a line for each number would be a file that no one can open
             indent = 1 if len(evaluation.classes) <= MATRIX_CLASSES else None
             write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=indent) + "\n")
-        write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance))
+        block = None if trust is None else write_bank(out, trust, bank)
+        write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance, trust=block))
+        return block
 
-    processes.first(write)
+    trust = processes.first(write)
     failures = sorted({str(path) for paths in processes.gather(loader.photos.failures) for path in paths})
     return FitResult(
         out,
@@ -327,6 +349,7 @@ def _finish(
         run.signals.received,
         len(index.test),
         list(rows),
+        trust,
     )
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 MAX_POINTS = 1000
 # matplotlib knows no CSS variables: it draws with these stand-ins, which are then replaced
-_STAND_INS = {"ink": "#010101", "line": "#020202", "accent": "#030303", "warn": "#040404"}
+STAND_INS = {"ink": "#010101", "line": "#020202", "accent": "#030303", "warn": "#040404"}
 
 
 class Curve(NamedTuple):
@@ -90,14 +90,14 @@ def _in_words(line: Curve, xs: list[float], ys: list[float], show: Callable[[flo
 
 
 def _draw(title: str, drawn: list[tuple[Curve, list[float], list[float]]], prefix: str, caption: str) -> Markup:
-    ink, grid = _STAND_INS["ink"], _STAND_INS["line"]
+    ink = STAND_INS["ink"]
     figure = Figure(figsize=(4.8, 2.9), layout="constrained")
     FigureCanvasSVG(figure)
     axes: Any = figure.add_subplot()
     for line, xs, ys in drawn:
         marker = "o" if len(xs) <= 30 else None
         axes.plot(
-            xs, ys, line.style, color=_STAND_INS[line.colour], marker=marker, markersize=3.5, linewidth=1.8,
+            xs, ys, line.style, color=STAND_INS[line.colour], marker=marker, markersize=3.5, linewidth=1.8,
             label=line.name,
         )  # fmt: skip
     axes.set_xlabel("epoch", color=ink)
@@ -107,19 +107,30 @@ def _draw(title: str, drawn: list[tuple[Curve, list[float], list[float]]], prefi
     if drawn[0][0].column == "lr":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes.yaxis.get_offset_text().set_color(ink)
-    axes.tick_params(colors=ink, labelsize=9)
-    axes.grid(color=grid, linewidth=0.8)
+    plain_axes(axes)
+    if len(drawn) > 1:
+        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+    return inline(figure, prefix, f"{title} by epoch: {caption}")
+
+
+def plain_axes(axes: Any) -> None:
+    """Axes in the page's colours: a grid behind the lines, no frame."""
+    axes.tick_params(colors=STAND_INS["ink"], labelsize=9)
+    axes.grid(color=STAND_INS["line"], linewidth=0.8)
     axes.set_axisbelow(True)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(grid)
-    if len(drawn) > 1:
-        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
-    return _inline(figure, prefix, title, caption)
+        spine.set_color(STAND_INS["line"])
 
 
-def _inline(figure: Figure, prefix: str, title: str, caption: str) -> Markup:
-    """A figure as an <svg> element for the page: themed, named for screen readers, its ids its own."""
+def inline(figure: Figure, prefix: str, in_words: str) -> Markup:
+    """A figure as an <svg> element for the page: themed, described to screen readers, its ids its own.
+
+    Args:
+        figure: drawn in colours of STAND_INS.
+        prefix: of its ids, unique on the page.
+        in_words: what it shows.
+    """
     out = io.StringIO()
     # text stays text: it is smaller, can be found and copied, and takes the page's font
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
@@ -127,11 +138,10 @@ def _inline(figure: Figure, prefix: str, title: str, caption: str) -> Markup:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    for name, stand_in in _STAND_INS.items():
+    for name, stand_in in STAND_INS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r' height="[\d.]+pt"| width="[\d.]+pt"', "", svg, count=2)
-    label = escape(f"{title} by epoch: {caption}")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(in_words)}" ', 1))

@@ -6,60 +6,27 @@ how sure the model is of it is read from single statements ("there is a dog", "t
 least sure one, of a wrong answer the surest of those that are wrong.
 """
 
-import base64
-import io
 import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from cmtvision.artefact import Predictor
 from cmtvision.artefact.predictor import THRESHOLD
 from cmtvision.artefact.run.read import RunFolder, SplitRow
-from cmtvision.data import open_image, read_dataset
+from cmtvision.data import read_dataset
 from cmtvision.data.photos import PhotoPath, StoredPhoto
 from cmtvision.errors import CmtvisionError, DataError
+from cmtvision.report.answers import deciding, joined
+from cmtvision.report.pictures import Answer, Group, cards_of
 
 MAX_PHOTOS = 2000
 MAX_SECONDS = 20.0
-THUMBNAIL = 104  # pixels, the longer side
 _BATCH = 64
-
-
-class Seen(NamedTuple):
-    """One image and the model's prediction for it; probabilities are within 0..1.
-
-    Where images have several labels, both are joined by ', ', and ``probability`` is how sure the deciding statement is
-    (see above); ``true_probability`` is then None.
-    """
-
-    path: PhotoPath
-    true: str
-    predicted: str
-    probability: float
-    true_probability: float | None
-
-
-class Card(NamedTuple):
-    """One image of the page: what was seen, and its picture as a data: address ('' where it cannot be read)."""
-
-    seen: Seen
-    picture: str
-    width: int
-    height: int
-
-
-class Group(NamedTuple):
-    """A row of sample predictions with its heading."""
-
-    title: str
-    cards: list[Card]
 
 
 @dataclass(frozen=True)
@@ -91,14 +58,14 @@ def sample_predictions(run: RunFolder, predictor: Predictor, per_group: int = 12
     """
     held_out = [row for row in run.split if row.split == "val"]
     if not held_out:
-        return Samples(note="No photos were held out in this run, so there are no sample predictions.")
+        return Samples(note="No images were held out in this run, so there are no sample predictions.")
     chosen = random.Random(seed).sample(held_out, min(len(held_out), MAX_PHOTOS))
     places, note = _places(run, chosen)
     if not places:
         return Samples(held_out=len(held_out), note=note)
     seen, missing = _predict(chosen, places, predictor)
     if missing:
-        verb = "photo has been moved or damaged" if missing == 1 else "photos have been moved or damaged"
+        verb = "image has been moved or damaged" if missing == 1 else "images have been moved or damaged"
         where = run.data if note else run.data_root
         note = f"{missing:,} held-out {verb} since training (looked for in {where}). {note}".rstrip()
     return Samples(_groups(seen, per_group), len(seen), len(held_out), missing, note)
@@ -111,11 +78,11 @@ def _places(run: RunFolder, rows: Sequence[SplitRow]) -> tuple[dict[str, PhotoPa
         return {row.path: root / row.path for row in rows}, ""
     stored = _stored(run)
     if stored:
-        return stored, f"The held-out photos are no files of their own: they were read from {run.data}."
+        return stored, f"The held-out images are no files of their own: they were read from {run.data}."
     if root is not None and root.is_dir():
         return {row.path: root / row.path for row in rows}, ""
     where = f"{root} is not there any more" if root else "the run does not say where they are"
-    return {}, f"The held-out photos could not be found ({where})."
+    return {}, f"The held-out images could not be found ({where})."
 
 
 def _stored(run: RunFolder) -> dict[str, PhotoPath]:
@@ -136,9 +103,9 @@ def _stored(run: RunFolder) -> dict[str, PhotoPath]:
     return {index.relative(one.path): one.path for one in index.samples if isinstance(one.path, StoredPhoto)}
 
 
-def _predict(rows: Sequence[SplitRow], places: dict[str, PhotoPath], predictor: Predictor) -> tuple[list[Seen], int]:
+def _predict(rows: Sequence[SplitRow], places: dict[str, PhotoPath], predictor: Predictor) -> tuple[list[Answer], int]:
     judge = _judge_several if predictor.task == "multi-label" else _judge_one
-    seen: list[Seen] = []
+    seen: list[Answer] = []
     missing, started = 0, time.monotonic()
     for start in range(0, len(rows), _BATCH):
         if time.monotonic() - started > MAX_SECONDS:
@@ -158,44 +125,37 @@ def _predict(rows: Sequence[SplitRow], places: dict[str, PhotoPath], predictor: 
     return seen, missing
 
 
-def _judge_one(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Seen | None:
+def _judge_one(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Answer | None:
     """What is said of an image with one label; None where the model does not know its class."""
     if row.label not in classes:
         return None
     best = int(probabilities.argmax())
     own = float(probabilities[classes.index(row.label)])
-    return Seen(path, row.label, classes[best], float(probabilities[best]), own)
+    return Answer(path, row.label, classes[best], float(probabilities[best]), own)
 
 
-def _judge_several(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Seen | None:
+def _judge_several(row: SplitRow, path: PhotoPath, probabilities: torch.Tensor, classes: list[str]) -> Answer | None:
     """What is said of an image with any number of labels; None where the model does not know one of them."""
     labels = set(filter(None, row.label.split("|")))
     if not labels <= set(classes):
         return None
-    truth = torch.tensor([name in labels for name in classes])
-    claims = probabilities >= THRESHOLD
-    sure = torch.where(claims, probabilities, 1 - probabilities)  # of each statement, as it was made
-    wrong = truth != claims
-    deciding = sure[wrong].max() if wrong.any() else sure.min()
-    true, predicted = _joined(classes, truth), _joined(classes, claims)
-    return Seen(path, true, predicted, float(deciding), None)
+    true = tuple(i for i, name in enumerate(classes) if name in labels)
+    claimed = (probabilities >= THRESHOLD).nonzero()[:, 0].tolist()
+    said = joined(classes[i] for i in claimed)
+    return Answer(path, joined(classes[i] for i in true), said, deciding(true, probabilities.numpy()), None)
 
 
-def _joined(classes: list[str], chosen: torch.Tensor) -> str:
-    return ", ".join(classes[i] for i in chosen.nonzero()[:, 0].tolist()) or "none of the classes"
-
-
-def _groups(seen: list[Seen], per_group: int) -> list[Group]:
+def _groups(seen: list[Answer], per_group: int) -> list[Group]:
     surest = sorted(seen, key=lambda one: -one.probability)
     wrong = [one for one in surest if one.predicted != one.true][:per_group]
     right = list(_spread((one for one in surest if one.predicted == one.true), per_group))
     shown = {one.path for one in [*wrong, *right]}
     others = [one for one in seen if one.path not in shown][:per_group]  # their order is already random
     picked = [("Surest mistakes", wrong), ("Surest right", right), ("Picked at random", others)]
-    return [Group(title, [_card(one) for one in ones]) for title, ones in picked if ones]
+    return [Group(title, cards_of(ones)) for title, ones in picked if ones]
 
 
-def _spread(ones: Iterator[Seen], most: int) -> Iterator[Seen]:
+def _spread(ones: Iterator[Answer], most: int) -> Iterator[Answer]:
     """The first of each class in turn, so that one easy class does not fill the row; then the first ones left."""
     waiting = list(ones)
     given = 0
@@ -210,15 +170,3 @@ def _spread(ones: Iterator[Seen], most: int) -> Iterator[Seen]:
             given += 1
             yield one
         waiting = left
-
-
-def _card(seen: Seen) -> Card:
-    try:
-        picture = open_image(seen.path)
-    except DataError:
-        return Card(seen, "", THUMBNAIL, THUMBNAIL)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
-    address = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-    return Card(seen, address, picture.width, picture.height)

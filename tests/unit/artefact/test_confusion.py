@@ -9,8 +9,9 @@ import torch
 
 from cmtvision.artefact.confusion import MATRIX_CLASSES, Confusion
 from cmtvision.artefact.run.read import _scores
-from cmtvision.engine.evaluation.evaluate import Evaluation, gather_logits
-from cmtvision.report.page import _score_context
+from cmtvision.engine.evaluation.evaluate import Evaluation
+from cmtvision.engine.evaluation.outputs import gather_logits
+from cmtvision.report.page import score_context
 
 
 @pytest.mark.parametrize("classes", [2, 7, MATRIX_CLASSES + 1])
@@ -69,8 +70,8 @@ def test_an_evaluation_of_21841_classes_is_small_and_read_back_by_the_report(tmp
     assert (tmp_path / "evaluation.json").stat().st_size < 5_000_000
     scores = _scores(tmp_path / "evaluation.json")
     assert (scores.num_images, scores.top1_correct) == (photos, found.top1_correct)
-    shown = _score_context(scores)
-    assert shown["matrix"] is None
+    shown = score_context(scores, 200)
+    assert (shown["matrix"].table, shown["matrix"].side) == (None, 1000)
     assert len(shown["pairs"]) == 30
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -103,8 +103,9 @@ def test_eight_bits_within_the_budget(run, photos, tmp_path, runtime):
     assert max(layer.noise for layer in found.layers) > 1e-6  # rounding to 8 bits does something
     assert sum(layer.ms_int8 for layer in found.layers) > 0
     assert sum(layer.ms_rest for layer in found.layers) > 0
-    card = read_card(found.folder)["export"]
+    card, trust = (read_card(found.folder)[key] for key in ("export", "trust"))
     assert (card["runtime"], card["precision"]) == (runtime, "int8")
+    assert (trust["num_images"], trust["distance"]) == (240, None)  # of its own logits
     verified = card["verification"]
     assert (verified["batches"], verified["num_images"]) == ([1, 2, 7], 16)
     assert 0 < verified["relative"] <= verified["tolerance"]

@@ -94,8 +94,8 @@ def test_headline_has_exact_counts_interval_parameters_and_time(soup: BeautifulS
     parameters = sum(p.numel() for p in load(run).artefact.model.parameters())
     assert soup.find(id="parameters").text == f"{parameters:,}"
     assert "1 min 5 s" in words(soup)
-    assert "3 epochs, 800 photos/s" in words(soup)
-    assert "1 photos to train on, 20 held out" in words(soup)
+    assert "3 epochs, 800 images/s" in words(soup)
+    assert "1 images to train on, 20 held out" in words(soup)
 
 
 def test_confusion_matrix_has_true_classes_in_rows(soup: BeautifulSoup):
@@ -107,11 +107,11 @@ def test_confusion_matrix_has_true_classes_in_rows(soup: BeautifulSoup):
 
 
 def test_class_table_is_sorted_by_recall_and_right(soup: BeautifulSoup):
-    rows = [[cell.text for cell in row.find_all("td")] for row in soup.find(id="per-class").tbody.find_all("tr")]
+    rows = [[words(cell) for cell in row(["th", "td"])] for row in soup.find(id="per-class").tbody.find_all("tr")]
     assert [row[0] for row in rows] == ["red", "blue & co", CLASSES[0]]
-    assert rows[0][1:4] == ["6", "3", "50.0%"]
-    assert rows[0][5] == "60.0%"
-    assert rows[1][5] == "85.7%"
+    # Wilson's intervals of 3 of 6, 3 of 5, and of 3 of the 8 that are red or were called so, through 2J / (1 + J)
+    assert rows[0][1:] == ["6", "3", "50.0% 19\u201381", "", "60.0% 23\u201388", "54.5% 24\u201382"]
+    assert rows[1][5].startswith("85.7%")
 
 
 def test_sample_predictions_agree_with_the_model(soup: BeautifulSoup, run: Path):
@@ -166,7 +166,7 @@ def test_a_run_without_held_out_photos(tmp_path: Path):
     soup = page(run)
     assert soup.find(id="top1").text == "not measured"
     assert soup.find(id="confusion") is None
-    assert "No photos were held out" in words(soup.find(id="samples-note"))
+    assert "No images were held out" in words(soup.find(id="samples-note"))
     assert [figure.h3.text for figure in soup.find_all("figure")] == ["Loss", "Learning rate"]
     assert "2.5 s" in words(soup)
     assert "1 epoch," in words(soup)
@@ -196,11 +196,11 @@ def test_a_run_with_several_labels_a_photo(tmp_path: Path):
     soup = page(run)
     # AP of the first class (1 + 2/3) / 2, of the second (1 + 1/2) / 2, the third has no photos
     assert soup.find(id="map").text == "79.17%"
-    assert words(soup.find(id="map-counts")) == "mean of 2 classes, 4 photos; 1 without photos left out"
+    assert words(soup.find(id="map-counts")) == "mean of 2 classes, 4 images; 1 without images left out"
     assert "2 of 4" in words(soup.find(id="exact"))
     assert soup.find(id="top1") is None
     assert soup.find(id="confusion") is None
-    rows = [[cell.text for cell in row.find_all("td")] for row in soup.find(id="per-class").tbody.find_all("tr")]
+    rows = [[cell.text for cell in row(["th", "td"])] for row in soup.find(id="per-class").tbody.find_all("tr")]
     assert [row[:3] for row in rows] == [
         ["blue & co", "2", "75.0%"], [CLASSES[0], "2", "83.3%"], ["red", "0", "n/a"]
     ]  # fmt: skip
@@ -250,17 +250,17 @@ def test_photos_inside_a_table_are_shown_from_there(tmp_path: Path):
     (run / "run.json").write_text(json.dumps({**facts, "data": str(table), "root": str(index.root)}))
     soup = page(run)
     assert words(soup.find(id="samples-note")) == (
-        f"The held-out photos are no files of their own: they were read from {table}."
+        f"The held-out images are no files of their own: they were read from {table}."
     )
     assert len(soup.select(".cards li img")) == 20
     table.unlink()
-    assert "20 held-out photos have been moved or damaged" in words(page(run).find(id="samples-note"))
+    assert "20 held-out images have been moved or damaged" in words(page(run).find(id="samples-note"))
 
 
 def test_moved_photos_are_named(tmp_path: Path):
     run = make_run(tmp_path)
     (tmp_path / "data/val/0.png").unlink()
-    assert "1 held-out photo has been moved or damaged" in words(page(run).find(id="samples-note"))
+    assert "1 held-out image has been moved or damaged" in words(page(run).find(id="samples-note"))
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     soup = page(run)
     assert "is not there any more" in words(soup.find(id="samples-note"))
@@ -268,14 +268,19 @@ def test_moved_photos_are_named(tmp_path: Path):
     assert soup.find(id="top1").text == "70.00%"
 
 
-def test_many_classes_give_pairs_instead_of_a_matrix_and_stay_small(tmp_path: Path):
+def test_many_classes_give_a_map_groups_and_a_close_up_and_stay_small(tmp_path: Path):
     classes = [f"class {i:03} " + "x" * 300 for i in range(250)]
     confusion = np.eye(250, dtype=int)
     confusion[7, 9] = 5
     run = make_run(tmp_path, classes, confusion.tolist())
     soup = page(run)
     assert soup.find(id="confusion") is None
+    assert soup.find(id="confusion-map")["width"] == "250"
     assert words(soup.find(id="pairs").tbody).count("5 of 6") == 1
+    (group,) = soup.find(id="groups").tbody.find_all("tr")
+    assert [cell.text for cell in group("td")] == ["5", "7"]
+    close = [[cell.text for cell in row("td")] for row in soup.find(id="close-up").tbody("tr")]
+    assert close == [["1", "5"], ["0", "1"]]
     assert len(soup.find(id="per-class").tbody.find_all("tr")) == 200
     assert "50 classes with higher recall" in words(soup)
     assert (run / "report.html").stat().st_size < 3_000_000

@@ -11,7 +11,12 @@ QUANTIZATION_FILE = "quantization.json"
 RUN_FILES = (RECIPE_FILE, RUN_FILE, SPLIT_FILE)
 BUNDLE_SCRIPT, BUNDLE_PACKAGE = "predict.py", "cmtvision_preprocess"
 BUNDLE_FILES = (BUNDLE_SCRIPT, "requirements.txt", "README.md")
-BUNDLE_SOURCES = ("errors.py", "data/photos.py", "data/decode.py", "data/preprocess.py")
+BUNDLE_FOLDERS = ("data", "trust")
+BUNDLE_SOURCES = (
+    "errors.py",
+    *(f"data/{name}.py" for name in ("photos", "decode", "preprocess")),
+    *(f"trust/{name}.py" for name in ("answers", "block", "conformal", "familiarity", "order", "probability")),
+)
 """Modules of ours that a bundle's package holds, by the same names."""
 PYTHON_CACHE = "__pycache__"  # Python leaves it beside a bundle's sources when they run
 
@@ -43,19 +48,19 @@ def _clear(folder: Path) -> None:
     package = folder / BUNDLE_PACKAGE
     if (folder / BUNDLE_SCRIPT).is_file() and package.is_dir() and not package.is_symlink():
         names += [*BUNDLE_FILES, *(f"{BUNDLE_PACKAGE}/{name}" for name in bundle_sources())]
-        for place in (folder, package, package / "data"):
+        for place in (folder, package, *(package / name for name in BUNDLE_FOLDERS)):
             _clear_cache(place / PYTHON_CACHE)
     for name in [*names, CARD_FILE]:  # the card last: what is cut off here is found again
         (folder / name).unlink(missing_ok=True)
-    for place in (package / "data", package, folder):
+    for place in (*(package / name for name in BUNDLE_FOLDERS), package, folder):
         with suppress(OSError):
             place.rmdir()
 
 
 def bundle_sources() -> list[str]:
     """Files of a bundle's package, those of earlier versions, which had no folder in it, included."""
-    inits = ["__init__.py", "data/__init__.py"]
-    return [*inits, *BUNDLE_SOURCES, *(name.removeprefix("data/") for name in BUNDLE_SOURCES if "/" in name)]
+    inits = ["__init__.py", *(f"{name}/__init__.py" for name in BUNDLE_FOLDERS)]
+    return [*inits, *BUNDLE_SOURCES, *(name.removeprefix("data/") for name in BUNDLE_SOURCES if "data/" in name)]
 
 
 def _clear_cache(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The files of a run folder.
 
 recipe.yaml (resolved), run.json, split.csv and skipped.csv are there before the first step; then checkpoints/ to resume
-from, metrics.csv and TensorBoard's events; at the end model.safetensors, model.json, evaluation.json and report.html.
+from, metrics.csv and TensorBoard's events; at the end model.safetensors, model.json, familiarity.safetensors (features
+of held-out images), evaluation.json and report.html.
 """
 
 from pathlib import Path

@@ -179,7 +179,7 @@ def _scores(path: Path) -> Scores | LabelScores | None:
     content = _json(path)
     try:
         if content.get("task") == "multi-label":
-            return _label_scores(content)
+            return label_scores(content)
         classes = [str(name) for name in content["classes"]]
         confusion = Confusion.from_json(content["confusion"], len(classes))
         top5, loss = content.get("top5_correct"), content.get("loss")
@@ -194,7 +194,9 @@ def _scores(path: Path) -> Scores | LabelScores | None:
         raise DataError(f"{path}: not an evaluation ({error}); run `cmtvision eval` again") from None
 
 
-def _label_scores(content: dict[str, Any]) -> LabelScores:
+def label_scores(content: dict[str, Any]) -> LabelScores:
+    """What a multi-label evaluation's JSON says. Raises KeyError, TypeError or ValueError where it makes no sense."""
+
     def share(value: Any) -> float | None:
         return None if value is None else float(value)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cmtvision.artefact.features import FEATURES_FILE
 from cmtvision.artefact.files import CARD_FILE, MODEL_FILE, versions
 from cmtvision.artefact.run.data import name_of
 from cmtvision.artefact.run.exports import clear_exports
@@ -110,7 +111,7 @@ def write_beginning(out: Path, recipe: Recipe, data: str | Path, index: DatasetI
 
     run.json is the first file, so that whatever a kill leaves is known as the beginning of a run (``is_unbegun``).
     """
-    stale = (MODEL_FILE, CARD_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE)
+    stale = (MODEL_FILE, CARD_FILE, FEATURES_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE)
     for name in (*stale, *map(str, (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, WRITING_CHECKPOINT))):
         (out / name).unlink(missing_ok=True)
     clear_exports(out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -41,6 +42,22 @@ class NetworkRuntime:
         with torch.inference_mode():
             logits: Logits = self.network(images).float().cpu().numpy()
         return logits
+
+    def with_features(self, batch: Batch) -> tuple[Logits, npt.NDArray[np.float32] | None]:
+        """The same logits in one pass with what the classifier is given, (B, D); None of a network that hides it."""
+        network: Any = self.network
+        if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
+            return self(batch), None
+        images = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            maps = network.forward_features(images)
+            try:
+                pooled = network.forward_head(maps, pre_logits=True)
+                logits = network.forward_head(maps)
+            except (TypeError, AttributeError):  # a head of another kind than timm's
+                return self(batch), None
+            shaped = isinstance(pooled, torch.Tensor) and pooled.ndim == 2
+            return logits.float().cpu().numpy(), pooled.float().cpu().numpy() if shaped else None
 
 
 class ProgramRuntime:

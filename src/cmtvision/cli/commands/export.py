@@ -146,6 +146,8 @@ def _show(done: "Exported", bundle: bool) -> None:
     )
     output.result(f"{done.folder}: {'bundle, ' if bundle else ''}{kind}, {done.num_bytes / 1e6:,.1f} MB")
     output.result(f"verified on {done.verification.headline()}")
+    if done.card.trust is None and done.card.task == "single-label":
+        output.note(f"its probabilities are not calibrated; run: cmtvision calibrate {done.folder} DATA")
     if bundle:
         output.note(f"next: python {done.folder}/predict.py photo.jpg")
     else:

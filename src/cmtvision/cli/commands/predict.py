@@ -1,11 +1,15 @@
 """``cmtvision predict``: the classes of images by a trained model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cmtvision.cli.arguments import StreamsOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from cmtvision.artefact import Predictor
+    from cmtvision.trust.answers import Ask
 
 
 def predict(  # typer reads options from the signature
@@ -19,6 +23,21 @@ def predict(  # typer reads options from the signature
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda or mps; gpu for OpenVINO on Intel's.")
     ] = "auto",
+    conformal: Annotated[
+        float | None,
+        typer.Option(
+            "--conformal", metavar="LEVEL", help="Name a set that holds the right class for this share of images."
+        ),
+    ] = None,
+    sets: Annotated[
+        Literal["lac", "raps"], typer.Option("--sets", help="lac: smallest sets; raps: larger for harder images.")
+    ] = "lac",
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain", help="Say 'unsure' below the LEVEL of --conformal [0.9], or where the image is unfamiliar."
+        ),
+    ] = False,
     threads: ThreadsOption = None,
     streams: StreamsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
@@ -26,11 +45,14 @@ def predict(  # typer reads options from the signature
 ) -> None:
     """Predict images; a bad one is named on stderr, the others continue, and the exit code is 2.
 
-    A model trained with several labels per image names every class of at least 50%.
+    A model trained with several labels per image names every class of at least 50%. Probabilities are calibrated where
+    `train` or `calibrate` has done so; sets and 'unsure' need that.
     """
     from cmtvision.cli.faults import USAGE, say
-    from cmtvision.cli.predictions import CsvRows, JsonDocument, TextRows, predict_each
+    from cmtvision.cli.output import note
+    from cmtvision.cli.predictions import CsvRows, JsonDocument, TextRows, View, predict_each
     from cmtvision.cli.sources import find_images
+    from cmtvision.cli.trust_lines import not_calibrated_line
     from cmtvision.errors import ConfigError, DataError
 
     if json and csv:
@@ -41,12 +63,26 @@ def predict(  # typer reads options from the signature
         raise first.content  # before the model is loaded: a wrong path is answered at once
 
     from cmtvision.artefact import load
+    from cmtvision.trust.answers import ABSTAIN, Ask, assumptions, record
 
+    ask = Ask(conformal, sets, (ABSTAIN if conformal is None else conformal) if abstain else None)
     predictor = load(run, device, threads, streams)
-    several = predictor.task == "multi-label"
-    view = JsonDocument() if json else CsvRows(top, several) if csv else TextRows(several)
+    _check(predictor, ask, run)
+    several, trust = predictor.task == "multi-label", predictor.trust
+    view: View
+    if json:
+        view = JsonDocument(None if trust is None else record(trust, ask, predictor.measures_distance))
+    elif csv:
+        view = CsvRows(top, several, trusted=trust is not None, ask=ask)
+    else:
+        view = TextRows(several, ask)
+    if trust is not None:
+        for line in assumptions(trust, ask, predictor.measures_distance):
+            note(line)
+    elif not several:
+        note(not_calibrated_line(run))
     faults = 0
-    for outcome in predict_each(predictor, first, found, top, batch_size):
+    for outcome in predict_each(predictor, first, found, top, batch_size, ask):
         view.add(outcome)
         if isinstance(outcome, DataError):
             faults += 1
@@ -54,3 +90,14 @@ def predict(  # typer reads options from the signature
     view.close()
     if faults:
         raise typer.Exit(USAGE)
+
+
+def _check(predictor: "Predictor", ask: "Ask", run: Path) -> None:
+    """Refuse options before anything is printed. Raises ConfigError, with the command that calibrates this model."""
+    from cmtvision.artefact.predictor import CALIBRATE
+    from cmtvision.errors import ConfigError
+
+    try:
+        predictor.check_ask(ask)
+    except ConfigError as error:
+        raise ConfigError(f"{run}: {error}".replace(CALIBRATE, CALIBRATE.replace("MODEL", str(run)))) from error

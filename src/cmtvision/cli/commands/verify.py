@@ -57,6 +57,7 @@ def _show(found: "Verification") -> None:
         ["relative", f"{found.relative:.2e}"],
         ["allowed", f"{found.tolerance:.0e}"],
         ["decided alike", f"{found.top1_agreement:.2%}"],
+        *([["sets equal", f"{found.sets_alike:.2%}"]] if found.sets_alike is not None else []),
         ["computed in", found.arithmetic],
         ["result", "passed" if found.passed else "failed"],
     ]

@@ -11,7 +11,10 @@ OWN = "written by cmtvision, not data"
 """The reason with which such a folder is skipped."""
 FIGURE_MARK = b"Software\0cmtvision"
 """What a PNG plot of ours has among its first bytes."""
+CHECK_FILES = ("left-out.csv", "check.json")
+"""What the folder left-out/ of a cleaned copy (``check-data --fix``) has in it."""
 _MARKS = (
+    CHECK_FILES,
     ("run.json", "recipe.yaml"),
     ("tune.json", "recipe.yaml"),
     ("study.json", "recipe.yaml"),

@@ -1,7 +1,8 @@
 """A folder that predicts with numpy, pillow and onnxruntime alone: no torch, no cmtvision.
 
 Its preprocessing consists of the source files that training and evaluation use (errors, photos, decode, preprocess),
-copied unchanged into a package of its own, so the pixels that the model sees are the same bit for bit.
+and its calibrated answers of those that serve them (trust/), copied unchanged into a package of its own: the pixels
+that the model sees are the same bit for bit, and its prediction sets by the same arithmetic.
 """
 
 import html
@@ -14,7 +15,7 @@ from typing import Any
 
 from cmtvision.artefact import Artefact
 from cmtvision.artefact.card import CARD_FILE, Card
-from cmtvision.artefact.run.exports import BUNDLE_FILES, BUNDLE_PACKAGE, BUNDLE_SOURCES
+from cmtvision.artefact.run.exports import BUNDLE_FILES, BUNDLE_FOLDERS, BUNDLE_PACKAGE, BUNDLE_SOURCES
 from cmtvision.artefact.runtimes.onnx import import_onnxruntime
 from cmtvision.deploy.exporting.export import Exported, export
 from cmtvision.deploy.new_folder import new_folder
@@ -86,9 +87,9 @@ def _fill(folder: Path, source: Path, card: Card) -> None:
         shutil.copyfile(source / name, folder / name)
     root = Path(str(resources.files("cmtvision")))
     shutil.copyfile(root / "deploy" / "bundling" / "bundle_files" / SCRIPT_FILE, folder / SCRIPT_FILE)
-    (folder / PACKAGE / "data").mkdir(parents=True)
-    told = f'"""Preprocessing of cmtvision {version("cmtvision")} (Apache-2.0), unchanged."""\n'
-    for place in ("", "data"):
+    told = f'"""Preprocessing and calibration of cmtvision {version("cmtvision")} (Apache-2.0), unchanged."""\n'
+    for place in ("", *BUNDLE_FOLDERS):
+        (folder / PACKAGE / place).mkdir(exist_ok=True)
         (folder / PACKAGE / place / "__init__.py").write_text(told, encoding="utf-8")
     for name in BUNDLE_SOURCES:
         shutil.copyfile(root / name, folder / PACKAGE / name)
@@ -122,6 +123,7 @@ def _readme(card: Card) -> str:
         "input": f"{height} x {width} px, {kind}",
         "arithmetic": card.export.precision,
         "accuracy": _accuracy(card),
+        "probabilities": _calibrated(card),
         "verified": _verified(card.export.verification),
         "made with": f"cmtvision {card.provenance.get('exported', {}).get('cmtvision', version('cmtvision'))}",
     }
@@ -153,7 +155,8 @@ cannot be read is named in one line; the command goes on with the others and exi
 {rows}
 
 `model.json` holds everything that is known of the model, the SHA-256 of its file included; it is checked each time the
-model is opened. `{PACKAGE}/` is the preprocessing that the model was trained and evaluated with.
+model is opened. `{PACKAGE}/` is the preprocessing that the model was trained and evaluated with, and the arithmetic of
+its calibrated answers.
 """
 
 
@@ -166,6 +169,15 @@ def _accuracy(card: Card) -> str:
             each = "the labels of " if card.task == "multi-label" else ""
             return f"{top1:.2%} of {each}{count:,} held-out photos"
     return ""
+
+
+def _calibrated(card: Card) -> str:
+    if card.trust is None:
+        return ""
+    return (
+        f"calibrated on {card.trust.num_images:,} held-out images (temperature {card.trust.temperature:.3g}); "
+        "`--conformal 0.9` names sets of classes, `--abstain` says where the model is unsure"
+    )
 
 
 def _verified(found: dict[str, Any] | None) -> str:

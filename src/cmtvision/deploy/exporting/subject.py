@@ -44,6 +44,8 @@ def size_name(size: Size) -> str:
 def resized(artefact: Artefact, size: Size) -> Artefact:
     """The model for another image size: position biases are resampled once; crop and everything else are kept.
 
+    Its calibration is not, which was fitted on images of the former size.
+
     The given artefact is left as it is.
 
     Raises:
@@ -65,4 +67,5 @@ def resized(artefact: Artefact, size: Size) -> Artefact:
             f"{artefact.architecture}: takes images of {size_name(artefact.preprocess.size)} px only; "
             "train it at the size to export"
         )
-    return replace(artefact, model=model, arguments=arguments, preprocess=replace(artefact.preprocess, size=size))
+    preprocess = replace(artefact.preprocess, size=size)
+    return replace(artefact, model=model, arguments=arguments, preprocess=preprocess, trust=None)

@@ -44,6 +44,12 @@ class Photos:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def some(self, count: int, seed: int = 0) -> "Photos":
+        """So many of them, drawn by a seed, in their order."""
+        places = sorted(random.Random(seed).sample(range(len(self)), count))
+        sources, labels = [self.sources[i] for i in places], [self.labels[i] for i in places]
+        return Photos(self.preprocess, sources, labels, self.multi_label)
+
     def images(self, most: int | None = None) -> list[ImageSource]:
         """All images as they are, before resize and crop, or the first ``most``."""
         return [one.read() if isinstance(one, StoredPhoto) else one for one in self.sources[:most]]

@@ -15,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import torch
+
 from cmtvision.artefact import Artefact, Predictor, load, write_export_card
 from cmtvision.artefact.run.exports import QUANTIZATION_FILE
 from cmtvision.artefact.run.names import EXPORTS_FOLDER
@@ -26,8 +29,10 @@ from cmtvision.deploy.quantizing.calibration import Photos, Progress, read_photo
 from cmtvision.deploy.quantizing.quantized import Accuracy, Candidate, Layer, Quantized, Rest, group_rows
 from cmtvision.deploy.quantizing.search import MIN_WEIGHTS, Backend, Search
 from cmtvision.deploy.verifying import BATCHES, Verification, verify
-from cmtvision.errors import CheckpointError, ConfigError, ExportError
+from cmtvision.errors import CheckpointError, CmtvisionError, ConfigError, ExportError, one_line
 from cmtvision.files import write_text
+from cmtvision.trust.block import TrustBlock
+from cmtvision.trust.fit import fit_block, num_to_fit
 
 DEFAULT_CALIBRATION = 300
 _VERIFIED = 16  # images on which the fp32 export and what was written are compared with the model
@@ -152,8 +157,12 @@ def quantize(
             candidates=candidates,
         )
         _write_card(folder, artefact, result, files, precision, size, None)
-        verification = _verified(artefact, folder, held_out, any_accuracy=max_drop is None)
-        _write_card(folder, artefact, result, files, precision, size, verification)
+        # its logits are not those of the model: neither are its temperature and its prediction sets
+        opened = _opened(folder)
+        own = replace(artefact, trust=_calibrated(opened, held_out))
+        calibrated = Predictor(replace(opened.card, trust=own.trust), runtime=opened.runtime)
+        verification = _verified(artefact, calibrated, held_out, any_accuracy=max_drop is None)
+        _write_card(folder, own, result, files, precision, size, verification)
         write_text(folder / QUANTIZATION_FILE, json.dumps(result.to_dict(), indent=2) + "\n")
         copy_run_files(run, folder)
     return result
@@ -216,20 +225,46 @@ def _refusal(
     return BudgetError(message, search.layers, candidates)
 
 
-def _verified(artefact: Artefact, folder: Path, held_out: Photos, any_accuracy: bool) -> Verification:
-    """Open what was written as any export is opened, and compare it with the model on some images.
+def _opened(folder: Path) -> Predictor:
+    """What was written, opened as any export is. Raises ExportError where it cannot be."""
+    try:
+        return load(folder, "cpu")
+    except CheckpointError as error:
+        reason = str(error).replace(f"{folder}/", "")
+        raise ExportError(f"the 8-bit export cannot be opened: {reason}; nothing was kept") from error
+
+
+def _calibrated(opened: Predictor, held_out: Photos, seed: int = 0) -> TrustBlock | None:
+    """A calibration of the 8-bit network's own logits; None for several labels per image.
+
+    Raises:
+        ExportError: it does not compute.
+    """
+    if opened.task == "multi-label":
+        return None
+    count = num_to_fit(len(held_out), len(opened.classes))
+    some = held_out if count == len(held_out) else held_out.some(count, seed)
+    try:
+        logits = some.logits(lambda batch: opened.forward(torch.from_numpy(batch)).numpy())
+    except CmtvisionError:
+        raise
+    except Exception as error:  # each runtime has kinds of its own
+        raise ExportError(f"the 8-bit export fails: {one_line(error)}; nothing was kept") from error
+    if not np.isfinite(logits).all():
+        return None
+    targets = np.array([label for (label,) in some.labels])
+    return fit_block(logits, targets, arithmetic=opened.runtime.arithmetic)
+
+
+def _verified(artefact: Artefact, opened: Predictor, held_out: Photos, any_accuracy: bool) -> Verification:
+    """Compare what was written with the model on some images.
 
     The share on which both decide alike is only recorded: the budget decides the permitted loss on all images.
 
     Raises:
-        ExportError: it cannot be opened, does not take every batch, or its logits are far from the model's, unless
-            any accuracy is accepted.
+        ExportError: it does not take every batch, or its logits are far from the model's, unless any accuracy is
+            accepted.
     """
-    try:
-        opened = load(folder, "cpu")
-    except CheckpointError as error:
-        reason = str(error).replace(f"{folder}/", "")
-        raise ExportError(f"the 8-bit export cannot be opened: {reason}; nothing was kept") from error
     images = held_out.images(_VERIFIED)
     found = verify(Predictor(artefact, "cpu"), opened, images, batches=BATCHES, num_images=len(images))
     far = found.relative > (math.inf if any_accuracy else found.tolerance)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmtvision.engine.evaluation.evaluate import eval_mode, gather_logits, network_forward
 from cmtvision.engine.evaluation.multilabel import mean_average_precision
+from cmtvision.engine.evaluation.outputs import eval_mode, gather_logits, network_forward
 from cmtvision.engine.plan import RunPlan
 
 

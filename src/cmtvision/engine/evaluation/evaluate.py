@@ -1,15 +1,12 @@
 """Evaluation with exact counts: every usable photo once, integers until the last division."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from cmtvision.artefact import Predictor, load
 from cmtvision.artefact.card import Card, model_folder
@@ -19,11 +16,12 @@ from cmtvision.artefact.runtimes.open import device_for
 from cmtvision.data import DatasetIndex, PhotoPath, Sample, Skipped, read_dataset
 from cmtvision.engine.distributed.processes import SINGLE, Processes, join_processes
 from cmtvision.engine.evaluation.multilabel import MultiLabelEvaluation, multilabel_evaluation
+from cmtvision.engine.evaluation.outputs import Progress, gather_logits
+from cmtvision.engine.evaluation.recorder import Recorder
 from cmtvision.engine.loaders import eval_loader
 from cmtvision.errors import DataError
 from cmtvision.recipe import DataSection
 
-Progress = Callable[[int, int], None]
 Split = Literal["val", "train", "test", "all"]
 
 
@@ -40,12 +38,22 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class PhotoResult:
-    """One photo: its file, true and predicted class numbers, and the predicted class's probability."""
+    """One photo: its file, true and predicted class numbers, and how sure the model was; probabilities are 0 to 1.
+
+    Attributes:
+        path, label, predicted: the file, the true class and the most probable one.
+        probability, true_probability: of the predicted and of the true class.
+        margin: by how much the predicted class leads the second most probable one, 0 to 1.
+        in_five: whether the true class is among the five most probable.
+    """
 
     path: PhotoPath
     label: int
     predicted: int
     probability: float
+    true_probability: float
+    margin: float
+    in_five: bool
 
 
 @dataclass(frozen=True)
@@ -173,11 +181,25 @@ def evaluate(
                 else read_as_the_run(model, data, fingerprint, **how)
             )
         )
-        _refuse_trained(index, split)
-        samples, chosen = _choose(index, split)
+        samples, chosen = choose_samples(index, split)
         section = DataSection(workers=workers, multi_label=multi_label)
         found = evaluate_samples(predictor, samples, section, batch_size, chosen, index.skipped, progress, processes)
-        return replace(found, notes=[*index.notes, *_trained_on(index, chosen)])
+        return replace(found, notes=evaluation_notes(index, chosen))
+
+
+def choose_samples(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:
+    """The photos of an index that an evaluation of ``split`` is about, and what they are; see ``evaluate``.
+
+    Raises:
+        DataError: there are none of that split; for 'val' also as ``evaluate`` says.
+    """
+    _refuse_trained(index, split)
+    return _choose(index, split)
+
+
+def evaluation_notes(index: DatasetIndex, split: str) -> list[str]:
+    """What a person should know of which photos of an index were evaluated, a sentence each."""
+    return [*index.notes, *_trained_on(index, split)]
 
 
 def evaluate_samples(
@@ -189,19 +211,25 @@ def evaluate_samples(
     skipped: Sequence[Skipped] = (),
     progress: Progress | None = None,
     processes: Processes = SINGLE,
+    recorder: Recorder | None = None,
 ) -> Evaluation | MultiLabelEvaluation:
     """Evaluate a Predictor on a list of photos whose labels are its class numbers.
 
-    With several processes each photo is seen by exactly one of them, and all get the same result.
+    With several processes each photo is seen by exactly one of them, and all get the same result. A recorder keeps the
+    logits of this process's photos.
     """
     classes = predictor.classes
     mine = processes.share(len(samples))
     loader = eval_loader(samples, predictor.inputs, data, batch_size, share=mine, num_classes=len(classes))
-    seen = gather_logits(predictor.forward, loader, processes, progress, len(samples))
+    forward, keep = (predictor.forward, None) if recorder is None else (recorder.forward, recorder.keep)
+    seen = gather_logits(
+        forward, loader, processes, progress, len(samples), keep=keep, temperature=predictor.card.temperature
+    )
     if data.multi_label:
         paths = [samples[i].path for i in seen.indices.tolist()]
         return multilabel_evaluation(classes, seen.logits, seen.targets, split, paths, skipped)
-    columns = (seen.indices, seen.targets, seen.predicted, seen.probability)
+    columns = [seen.indices, seen.targets, seen.predicted]
+    columns += [seen.probability, seen.true_probability, seen.margin, seen.in_five]
     rows = zip(*(column.tolist() for column in columns), strict=True)
     counts = Confusion.of(seen.targets.numpy(), seen.predicted.numpy(), len(classes))
     return Evaluation(
@@ -212,91 +240,9 @@ def evaluate_samples(
         top5_correct=seen.correct_among_five(),
         loss=seen.mean_loss(),
         counts=counts,
-        predictions=[PhotoResult(samples[i].path, label, best, share) for i, label, best, share in rows],
+        predictions=[PhotoResult(samples[place].path, *said) for place, *said in rows],
         skipped=list(skipped),
     )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a network said of N photos, in the order of their indices, whichever process saw them.
-
-    Where a photo has one class, a few numbers of each are kept and not its logits: 50,000 photos of 21,841 classes
-    would have 4.4 GB of them.
-
-    Attributes:
-        indices: (N,) int64, each photo once.
-        targets: (N,) class numbers, or (N, C) 0 and 1 where a photo may have several labels.
-        logits: (N, C) float32 where a photo may have several labels, else (N, 0).
-        losses: (N,) float64, cross-entropy in nats; the mean over the classes where a photo may have several labels.
-        predicted: (N,) the class with the highest probability.
-        probability: (N,) float32, that probability.
-        in_one, in_five: (N,) whether the photo's class is the first, or among the first five.
-    """
-
-    indices: torch.Tensor
-    targets: torch.Tensor
-    logits: torch.Tensor
-    losses: torch.Tensor
-    predicted: torch.Tensor
-    probability: torch.Tensor
-    in_one: torch.Tensor
-    in_five: torch.Tensor
-
-    def correct(self) -> int:
-        """Photos whose class is the first."""
-        return int(self.in_one.sum())
-
-    def correct_among_five(self) -> int:
-        """Photos whose class is among the first five."""
-        return int(self.in_five.sum())
-
-    def mean_loss(self) -> float:
-        """Mean cross-entropy in nats (of all class decisions, where a photo may have several labels)."""
-        return float(self.losses.mean())
-
-
-def gather_logits(
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    loader: Iterable[Any],
-    processes: Processes = SINGLE,
-    progress: Progress | None = None,
-    total: int = 0,
-) -> Seen:
-    """Run a network over a loader's photos and bring together what all processes saw.
-
-    Args:
-        forward: preprocessed images (B, C, H, W) -> logits (B, classes).
-        loader: this process's share: (images, targets, indices).
-        progress: called as progress(done, total), where done counts this process's share times the processes.
-        total: photos in all.
-    """
-    parts: list[tuple[torch.Tensor, ...]] = []
-    done = 0
-    for images, targets, indices in loader:
-        parts.append((indices, targets, *_judged(forward(images).float().cpu(), targets)))
-        done += len(indices)
-        if progress is not None:
-            progress(min(total, done * processes.world_size), total)
-    own = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    everyone = [torch.cat(column) for column in zip(*processes.gather(own), strict=True)]
-    order = everyone[0].argsort()
-    return Seen(*(column[order] for column in everyone))
-
-
-def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What ``Seen`` keeps of a batch, from ``logits`` on: of logits (B, C) and targets (B,) or (B, C)."""
-    if targets.ndim == 2:
-        losses = F.binary_cross_entropy_with_logits(logits.double(), targets.double(), reduction="none").mean(dim=1)
-        nothing = torch.empty(len(logits))
-        return logits, losses, nothing, nothing, nothing, nothing
-    probability, predicted = logits.softmax(dim=1).max(dim=1)
-    among = [
-        (logits.topk(min(first, logits.shape[1])).indices == targets[:, None]).any(dim=1) for first in (1, 5)
-    ]  # (B,)
-    losses = F.cross_entropy(logits.double(), targets, reduction="none")
-    nothing = logits.new_empty((len(logits), 0))  # a slice would keep all of them in memory
-    return nothing, losses, predicted, probability, *among
 
 
 def _device_kind(model: str | Path | Predictor, device: str) -> str:
@@ -331,6 +277,7 @@ def _trained_on(index: DatasetIndex, split: str) -> list[str]:
 
 
 def _choose(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:
+    """The photos of a split, and which these are (see ``evaluate``). Raises DataError where there are none."""
     if split == "all":
         return index.samples, "all"
     samples: list[Sample] = getattr(index, split)
@@ -344,29 +291,3 @@ def _choose(index: DatasetIndex, split: Split) -> tuple[list[Sample], str]:
     raise DataError(
         f"{index.root}: no photos for {split}, but {' and '.join(others)}; choose one of these with --split"
     )
-
-
-def network_forward(
-    network: torch.nn.Module, device: torch.device, channels_last: bool
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A forward pass of a network in training, as ``gather_logits`` wants it: eval mode, no gradients."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            logits: torch.Tensor = network(images.to(device, memory_format=memory_format))
-            return logits
-
-    return forward
-
-
-@contextmanager
-def eval_mode(network: torch.nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module is in the mode that it had, frozen norms too."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

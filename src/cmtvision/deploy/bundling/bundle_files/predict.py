@@ -1,6 +1,6 @@
 """Predicts the classes of images, with numpy, pillow and onnxruntime alone.
 
-    python predict.py IMAGE... [--top 5] [--json]
+    python predict.py IMAGE... [--top 5] [--conformal 0.9] [--abstain] [--json]
 
 or from Python, with this folder on the path:
 
@@ -8,7 +8,7 @@ or from Python, with this folder on the path:
     Predictor().predict(["photo.jpg"])[0].label
 
 The model is in model.json and the ONNX file that it names; cmtvision_preprocess/ is the code that the model was
-trained and evaluated with. Written by `cmtvision export --bundle`; Apache-2.0.
+trained, evaluated and calibrated with. Written by `cmtvision export --bundle`; Apache-2.0.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,9 @@ try:
     from cmtvision_preprocess.data.decode import ImageSource, each_image
     from cmtvision_preprocess.data.preprocess import Preprocess
     from cmtvision_preprocess.errors import CheckpointError, CmtvisionError, ConfigError, DataError, first_line
+    from cmtvision_preprocess.trust.answers import ABSTAIN, NOTHING_MORE, Ask, answers, assumptions, record
+    from cmtvision_preprocess.trust.block import TrustBlock
+    from cmtvision_preprocess.trust.conformal import KINDS, SetKind, percent
 except ImportError as error:
     if __name__ != "__main__":
         raise
@@ -37,6 +40,7 @@ except ImportError as error:
 
 THRESHOLD = 0.5  # of a model with several labels per image: from here on it says yes
 _FORMAT = 3
+_SHOWN = 10  # classes of a set; --json has all
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,24 @@ class Prediction:
 
     Attributes:
         label: the most probable class.
-        probability: its probability, 0 to 1.
-        labels: the classes it decides for: the one label, or of a multi-label model all of probability 0.5 and more.
+        probability: its probability, 0 to 1; calibrated, where the model is.
+        labels: the classes it decides for: the one label, or of a multi-label model all of probability 0.5 and more;
+            none where it is unsure.
         top: the most probable classes with their probabilities, best first.
+        set: the prediction set, most probable class first; None where none was asked for.
+        unsure: why no class is named, '' where one is; None where the model was not asked to abstain.
+        energy: of the logits, higher for less familiar images; None without a calibration, as the next.
+        familiarity: the share of held-out images with at least as high an energy, above 0 and up to 1.
     """
 
     label: str
     probability: float
     labels: list[str]
     top: list[tuple[str, float]]
+    set: list[str] | None = None
+    unsure: str | None = None
+    energy: float | None = None
+    familiarity: float | None = None
 
 
 class Predictor:
@@ -76,7 +89,7 @@ class Predictor:
         folder = Path(folder or Path(__file__).parent)
         card = _read_card(folder / "model.json")
         self.classes, self.task, self.preprocess = card.classes, card.task, card.preprocess
-        self._pixels = card.pixels
+        self._pixels, self.trust = card.pixels, card.trust
         for name, expected in card.sha256.items():
             _check_file(folder / name, expected)
         options = onnxruntime.SessionOptions()
@@ -109,35 +122,76 @@ class Predictor:
         return logits
 
     def predict(
-        self, images: ImageSource | Iterable[ImageSource], top: int = 5, batch_size: int = 32
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        top: int = 5,
+        batch_size: int = 32,
+        *,
+        conformal: float | None = None,
+        sets: SetKind = "lac",
+        abstain: float | None = None,
     ) -> list[Prediction]:
         """Predict any number of images: paths, bytes, open files, PIL images, arrays or tensors.
 
         One image alone is a list of one; an array (N, H, W, C) is N images, any of two or three dimensions is one.
 
+        Args:
+            images: see above.
+            top: how many classes to name for each image.
+            batch_size: images computed at a time.
+            conformal: the level of prediction sets, the share of images whose set holds the right class: 0.5 to 0.999.
+            sets: 'lac' or 'raps'.
+            abstain: the least probability for which a class is named; none is for an unfamiliar image either.
+
         Raises:
             DataError: an image that cannot be read, by name.
-            ConfigError: top or batch_size below 1.
+            ConfigError: top or batch_size below 1, or what only a calibrated model can be asked.
         """
+        ask = Ask(conformal, sets, abstain)
+        self.check_ask(ask)
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1")
         waiting, found = iter(each_image(images)), []
         while batch := list(islice(waiting, batch_size)):
-            found += self.decide(self.logits(batch), top)
+            found += self.decide(self.logits(batch), top, ask)
         return found
 
-    def decide(self, logits: npt.NDArray[np.float32], top: int = 5) -> list[Prediction]:
+    def check_ask(self, ask: Ask) -> None:
+        """Raises ConfigError for what the model cannot be asked."""
+        if ask.anything and self.trust is None:
+            why = "it has several labels per image" if self.task == "multi-label" else "the model is not calibrated"
+            raise ConfigError(f"prediction sets and abstaining: {why}")
+        try:
+            ask.check()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def decide(self, logits: npt.NDArray[np.float32], top: int = 5, ask: Ask = NOTHING_MORE) -> list[Prediction]:
         """What logits (B, classes) say, image by image."""
-        several = self.task == "multi-label"
+        several, temperature = self.task == "multi-label", 1.0 if self.trust is None else self.trust.temperature
         found = []
-        for row in logits.astype(np.float64):
+        for row in logits.astype(np.float64) / temperature:
             odds = np.exp(-np.logaddexp(0, -row)) if several else np.exp(row - np.logaddexp.reduce(row))
             ranked = [(self.classes[i], float(odds[i])) for i in np.argsort(-odds, kind="stable").tolist()]
             label, probability = ranked[0]
             labels = [name for name, p in ranked if p >= THRESHOLD] if several else [label]
             found.append(Prediction(label, probability, labels, ranked[:top]))
-        return found
+        if self.trust is None or not found:
+            return found
+        return [
+            replace(
+                one,
+                labels=[] if added.unsure else one.labels,
+                set=None if added.set is None else [self.classes[i] for i in added.set],
+                unsure=added.unsure,
+                energy=added.energy,
+                familiarity=added.familiarity,
+            )
+            for one, added in zip(
+                found, answers(self.trust, logits, [one.probability for one in found], ask), strict=True
+            )
+        ]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -145,6 +199,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Name what is in images.")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name for each image (5)")
+    parser.add_argument(
+        "--conformal",
+        type=float,
+        metavar="LEVEL",
+        help="name a set that holds the right class for this share of images",
+    )
+    parser.add_argument("--sets", default="lac", choices=KINDS, help="kind of sets (lac)")
+    parser.add_argument(
+        "--abstain", action="store_true", help="say 'unsure' below the LEVEL (0.9), or where an image is unfamiliar"
+    )
     parser.add_argument("--threads", type=int, help="threads for one batch; default: the cores")
     parser.add_argument("--json", action="store_true", help="print as JSON")
     options = parser.parse_args(words)
@@ -157,23 +221,43 @@ def main(words: Sequence[str] | None = None) -> int:
             if (getattr(options, name) or 1) < 1:
                 raise ConfigError(f"--{name} {getattr(options, name)}: expected at least 1")
         predictor = Predictor(threads=options.threads)
+        level = options.conformal
+        ask = Ask(level, options.sets, (ABSTAIN if level is None else level) if options.abstain else None)
+        predictor.check_ask(ask)
+        for line in [] if predictor.trust is None else assumptions(predictor.trust, ask):
+            _print(line, sys.stderr)
         for image in options.images:
             try:
-                said = predictor.predict([image], max(1, options.top))[0]
+                said = predictor.decide(predictor.logits([image]), max(1, options.top), ask)[0]
             except DataError as error:
                 failed.append({"image": image, "error": str(error)})
                 _print(f"error: {error}", sys.stderr)
                 continue
             top = [{"label": label, "probability": probability} for label, probability in said.top]
-            predictions.append({"image": image, **asdict(said), "top": top})
+            more = ("set", "unsure", "energy", "familiarity")
+            known = {key: value for key, value in asdict(said).items() if key not in more or value is not None}
+            predictions.append({"image": image, **known, "top": top})
             if not options.json:
-                _print(f"{image}: " + ", ".join(f"{label} {share:.1%}" for label, share in said.top), sys.stdout)
+                _print(f"{image}: {_in_words(said, level)}", sys.stdout)
     except CmtvisionError as error:
         _print(f"error: {error}", sys.stderr)
         return 2
     if options.json:
-        _print(_json({"predictions": predictions, "failed": failed}), sys.stdout)
+        found: dict[str, Any] = {"predictions": predictions, "failed": failed}
+        if predictor.trust is not None:
+            found["trust"] = record(predictor.trust, ask)
+        _print(_json(found), sys.stdout)
     return 2 if failed else 0
+
+
+def _in_words(said: Prediction, level: float | None) -> str:
+    shares = ", ".join(f"{label} {share:.1%}" for label, share in said.top)
+    unsure = f"unsure ({said.unsure}): " if said.unsure else ""
+    within = ""
+    if said.set is not None:
+        more = f" and {len(said.set) - _SHOWN} more" if len(said.set) > _SHOWN else ""
+        within = f"; {percent(level or 0)} set: {', '.join(said.set[:_SHOWN])}{more}"
+    return unsure + shares + within
 
 
 def _json(value: Any) -> str:
@@ -199,6 +283,7 @@ class _Card(NamedTuple):
     pixels: bool
     file: str
     sha256: dict[str, str]
+    trust: TrustBlock | None
 
 
 def _read_card(path: Path) -> _Card:
@@ -207,6 +292,7 @@ def _read_card(path: Path) -> _Card:
         if card["format_version"] != _FORMAT:
             raise ValueError(f"format {card['format_version']}, expected {_FORMAT}")
         export: dict[str, Any] = card["export"]
+        trust = card.get("trust") if card["task"] == "single-label" else None
         return _Card(
             classes=[str(name) for name in card["classes"]],
             task=str(card["task"]),
@@ -214,6 +300,7 @@ def _read_card(path: Path) -> _Card:
             pixels=bool(export["preprocess_inside"]),
             file=Path(export["file"]).name,
             sha256={Path(name).name: str(expected) for name, expected in export["sha256"].items()},
+            trust=None if trust is None else TrustBlock.from_dict(trust),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
