@@ -21,8 +21,9 @@ BASE := $(VENV)/.ready-base
 DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := demo
-# Two workers of one thread each: threads of several processes that spin for the same cores take ten times as long.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
+# Workers of one thread each: threads of several processes that spin for the same cores take ten times as long. Three,
+# since many tests wait for processes of their own.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-all test-older check static bench resolve constraints clean
 

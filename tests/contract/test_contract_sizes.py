@@ -68,7 +68,7 @@ def test_size_changes_leave_no_trace(rel_pos: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["cmt_s", "cmt_ti_kecam", *(pytest.param(n, marks=pytest.mark.every_size) for n in ("cmt_ti", "cmt_xs", "cmt_b"))],
+    ["cmt_s", *(pytest.param(n, marks=pytest.mark.every_size) for n in ("cmt_ti_kecam", "cmt_ti", "cmt_xs", "cmt_b"))],
 )
 def test_detection_size_within_memory(name: str) -> None:
     """800 x 1216 px, one image; CMT-S stays under 4 GB for the whole process, the smaller ones too."""

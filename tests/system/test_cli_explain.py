@@ -54,6 +54,8 @@ def test_probabilities_are_those_of_predict(trained, photos, tmp_path):
     explained = json.loads(run_cli("explain", "run", photo, "--out", "map.png", "--json", cwd=tmp_path).stdout)
     assert explained["predicted"] == predicted["label"]
     assert explained["probability"] == pytest.approx(predicted["probability"], abs=1e-4)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert_one_error(run_cli("explain", "run", "notes.txt", "--ideas", cwd=tmp_path), "not an image.*it is text")
     assert run_cli("explain", "run", photo, "--ideas", cwd=tmp_path).returncode == 0
     page = (tmp_path / "ideas.html").read_text()
     share = float(re.search(rf"takes this photo for {predicted['label']} \(([\d.]+)%\)", page)[1])

@@ -212,7 +212,11 @@ def test_a_model_of_before_opens_and_is_told_the_command(calibrated, others, tmp
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--conformal", "1.5"], "level 1.5: expected a share"), (["--conformal", "nan"], "level nan: expected a share")],
+    [
+        (["--conformal", "1.5"], "--conformal: level 1.5: expected a share"),
+        (["--conformal", "nan"], "--conformal: level nan: expected a share"),
+        (["--sets", "raps"], "--sets raps: .* --conformal 0.9"),
+    ],
 )
 def test_a_senseless_level_is_one_line(calibrated, others, tmp_path, words, told):
     assert_one_error(run_cli("predict", calibrated[0], others / "bag", *words, cwd=tmp_path), told)

@@ -25,7 +25,7 @@ RUN_BY = {  # tools that no test imports, and the line that uses them
     "pre-commit": ("CONTRIBUTING.md", "`pre-commit install`"),
     "pytest-socket": ("pyproject.toml", "--disable-socket"),
     "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
-    "pytest-xdist": ("Makefile", "$(BIN)/pytest -n 2"),
+    "pytest-xdist": ("Makefile", "$(BIN)/pytest -n 3"),
     "ruff": ("Makefile", "$(BIN)/ruff check"),
     "types-pyyaml": ("src/cmtvision/recipe/load.py", "import yaml\n"),  # mypy --strict reads its types
     "uv": ("tests/resolve_extras.py", '"-m", "uv"'),

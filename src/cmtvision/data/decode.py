@@ -127,6 +127,8 @@ def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None
     try:
         with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
             return picture.size
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image, or of a kind that cannot be read ({_kind(data)})") from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise DataError(f"{name}: not an image ({' '.join(str(error).split()) or type(error).__name__})") from None
 

@@ -96,8 +96,8 @@ def _about(evaluation: Evaluation | MultiLabelEvaluation, run: RunFolder) -> lis
     empty = [name for name, count in zip(evaluation.classes, images, strict=True) if not count]
     if empty:
         named = ", ".join(shorten(name, 60) for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        which = "1 class has no images here" if len(empty) == 1 else f"{len(empty):,} classes have no images here"
-        notes.append(f"{which}, so nothing is known of how often it is found: {named}.")
+        which = "1 class has" if len(empty) == 1 else f"{len(empty):,} classes have"
+        notes.append(f"{which} no images here, and so no recall: {named}.")
     if evaluation.num_images < 30:
         count = "1 image" if evaluation.num_images == 1 else f"{evaluation.num_images} images"
         notes.append(f"Only {count} to measure on: every figure here is very uncertain.")

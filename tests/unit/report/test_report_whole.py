@@ -134,7 +134,7 @@ def test_moved_images_are_looked_for_where_they_are_given(run, tmp_path):
     said = "\n".join(found.notes)
     assert "8 of the 36 photos that the run held out are not in this data." in said
     assert re.search(r"files were left out, .*not an image", said)
-    assert "1 class has no images here, so nothing is known of how often it is found: green." in said
+    assert "1 class has no images here, and so no recall: green." in said
     assert soup_of(found).find(id="h-examples")
     with pytest.raises(DataError, match="nowhere"):
         write_whole_report(copied, tmp_path / "nowhere", NO_WORKERS)
@@ -156,7 +156,7 @@ def test_one_class_and_one_image(tmp_path):
     written = write_whole_report(run, options=NO_WORKERS)
     said = " ".join(written.notes)
     assert "Only 1 image to measure on" in said
-    assert f"1 class has no images here, so nothing is known of how often it is found: {CLASSES[1]}." in said
+    assert f"1 class has no images here, and so no recall: {CLASSES[1]}." in said
     assert written.figures["top1"]["method"] == "Wilson"
 
 

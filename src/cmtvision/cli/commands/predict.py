@@ -30,8 +30,9 @@ def predict(  # typer reads options from the signature
         ),
     ] = None,
     sets: Annotated[
-        Literal["lac", "raps"], typer.Option("--sets", help="lac: smallest sets; raps: larger for harder images.")
-    ] = "lac",
+        Literal["lac", "raps"] | None,
+        typer.Option("--sets", help="lac: smallest sets; raps: larger for harder images. [lac]"),
+    ] = None,
     abstain: Annotated[
         bool,
         typer.Option(
@@ -57,15 +58,15 @@ def predict(  # typer reads options from the signature
 
     if json and csv:
         raise ConfigError("--json and --csv: both given; keep one")
+    ask = _asked(conformal, sets, abstain)
     found = find_images(images)
     first = next(found)
     if len(images) == 1 and isinstance(first.content, DataError):
         raise first.content  # before the model is loaded: a wrong path is answered at once
 
     from cmtvision.artefact import load
-    from cmtvision.trust.answers import ABSTAIN, Ask, assumptions, record
+    from cmtvision.trust.answers import assumptions, record
 
-    ask = Ask(conformal, sets, (ABSTAIN if conformal is None else conformal) if abstain else None)
     predictor = load(run, device, threads, streams)
     _check(predictor, ask, run)
     several, trust = predictor.task == "multi-label", predictor.trust
@@ -90,6 +91,22 @@ def predict(  # typer reads options from the signature
     view.close()
     if faults:
         raise typer.Exit(USAGE)
+
+
+def _asked(conformal: float | None, sets: Literal["lac", "raps"] | None, abstain: bool) -> "Ask":
+    """What the options ask for. Raises ConfigError for a level that cannot be promised, or sets without one."""
+    from cmtvision.errors import ConfigError
+    from cmtvision.trust.answers import ABSTAIN, Ask
+    from cmtvision.trust.conformal import check_level
+
+    if sets and conformal is None:
+        raise ConfigError(f"--sets {sets}: says which sets; give their level too, such as --conformal 0.9")
+    if conformal is not None:
+        try:
+            check_level(conformal)
+        except ValueError as error:
+            raise ConfigError(f"--conformal: {error}") from None
+    return Ask(conformal, sets or "lac", (ABSTAIN if conformal is None else conformal) if abstain else None)
 
 
 def _check(predictor: "Predictor", ask: "Ask", run: Path) -> None:
