@@ -31,6 +31,11 @@ class BuiltModel:
     arguments: dict[str, Any]
     preprocess: Preprocess
 
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        return (self.preprocess.channels, *self.preprocess.size)
+
 
 def portable(recipe: Recipe) -> Recipe:
     """The recipe with a model that the user described replaced by what that stands for, so that a run opens anywhere.

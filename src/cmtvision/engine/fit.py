@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,8 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from cmtvision.artefact import Artefact, Predictor, write_artefact
+from cmtvision.artefact import write_artefact
 from cmtvision.artefact.confusion import MATRIX_CLASSES
-from cmtvision.artefact.files import Task
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.artefact.run.names import EVALUATION_FILE, has_checkpoint
 from cmtvision.artefact.run.write import (
@@ -28,9 +27,8 @@ from cmtvision.artefact.run.write import (
     write_moved_data,
 )
 from cmtvision.data import DatasetIndex, Sample, Skipped
-from cmtvision.engine.batch_size import choose_batch_size
-from cmtvision.engine.build import BuiltModel, build_model, portable
-from cmtvision.engine.calibrate import fit_recorded, write_bank
+from cmtvision.engine.build import BuiltModel, portable
+from cmtvision.engine.calibrate import write_bank
 from cmtvision.engine.callbacks.ema import EmaCallback
 from cmtvision.engine.callbacks.progress import ProgressView
 from cmtvision.engine.callbacks.run import RunCallback
@@ -38,25 +36,23 @@ from cmtvision.engine.callbacks.stopping import Interruptions, TrainingDiverged,
 from cmtvision.engine.callbacks.tracking import build_loggers
 from cmtvision.engine.checkpoints import find_checkpoint
 from cmtvision.engine.choosing.look import reading_seconds
-from cmtvision.engine.distillation.distill import build_distiller
+from cmtvision.engine.classification import CLASSIFICATION
 from cmtvision.engine.distributed.fsdp import check_sharding
 from cmtvision.engine.distributed.processes import Processes, join_processes
 from cmtvision.engine.distributed.sync_bn import synchronise_batch_norm
-from cmtvision.engine.evaluation.evaluate import Evaluation, evaluate_samples
+from cmtvision.engine.evaluation.evaluate import Evaluation
 from cmtvision.engine.evaluation.multilabel import MultiLabelEvaluation
-from cmtvision.engine.evaluation.recorder import Recorder
-from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.lightning_settings import quiet_lightning, run_settings, trainer_place, trainer_precision
-from cmtvision.engine.loaders import TrainLoader, class_counts, eval_loader, train_loader
+from cmtvision.engine.loaders import TrainLoader
 from cmtvision.engine.module import TrainingModule
 from cmtvision.engine.optim import freeze
 from cmtvision.engine.pace import Pace
 from cmtvision.engine.plan import RunPlan
-from cmtvision.errors import CheckpointError, ConfigError, DataError
+from cmtvision.engine.task import Task
+from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.files import write_text
 from cmtvision.recipe import Recipe
 from cmtvision.trust.block import TrustBlock
-from cmtvision.trust.fit import Bank
 
 __all__ = ["FitResult", "TrainingDiverged", "TrainingInterrupted", "fit"]
 
@@ -106,8 +102,9 @@ def fit(
     index: DatasetIndex | None = None,
     spent: float = 0.0,
     after: float = 0.0,
+    task: Task = CLASSIFICATION,
 ) -> FitResult:
-    """Train a classifier.
+    """Train a network: a classifier, unless another task is given.
 
     Where torchrun or SLURM started several processes, each calls this and all take part: every one sees its share of
     each batch, the first writes the run folder, and all return the same result.
@@ -124,6 +121,7 @@ def fit(
         on_epoch: called with each new row of metrics.csv; what it raises ends training.
         index: the list of photos, where ``data`` has been read already.
         spent, after: seconds of ``train.max_minutes`` already used, and seconds to keep for the caller afterwards.
+        task: what is learned.
 
     Raises:
         ConfigError: a recipe that cannot be carried out, or a run folder in the way.
@@ -134,7 +132,11 @@ def fit(
     """
     out, recipe, began = Path(out), portable(recipe), time.perf_counter() - spent
     place = join_processes(pick_device(recipe.train.device))
-    with place as processes, ExitStack() as stack, interruptions(lambda: _start_again(data, out, processes)) as now:
+    with (
+        place as processes,
+        ExitStack() as stack,
+        interruptions(lambda: _start_again(task, data, out, processes)) as now,
+    ):
         if recipe.train.strategy == "fsdp":
             check_sharding(recipe, processes)
         console = console if processes.is_first else None
@@ -142,24 +144,23 @@ def fit(
         processes.first(lambda: stack.enter_context(alone_in(out)))
         go_on = processes.first(lambda: _resumes(out, resume, overwrite))
         now.doing = "reading the photos"
-        photos = processes.first(lambda: index if index is not None else read_photos(recipe, data))
+        photos = processes.first(lambda: index if index is not None else task.read(recipe, data))
         if go_on:
             photos = processes.first(lambda: check_same_run(out, photos, processes.world_size, accept_changed_data))
         device = torch.device(processes.device(pick_device(recipe.train.device)))
         now.doing = "building the network"
         with quiet_lightning(), run_settings(recipe):
-            built = build_model(recipe, len(photos.classes), resume=go_on)
+            built = task.build(recipe, photos, go_on)
             freeze(built.model, recipe)
             if recipe.train.channels_last:
                 built.model.to(memory_format=torch.channels_last)
-            batch_size = choose_batch_size(
-                recipe, built.model, _input_size(built), device, len(photos.train), processes
-            )
-            loader = train_loader(photos, built.preprocess, recipe, batch_size, processes)
+            batch_size = task.batch_size(recipe, built, device, photos, processes)
+            loader = task.train_loader(photos, built, recipe, batch_size, processes)
             loader.accept_changed = accept_changed_data
-            plan = RunPlan(recipe, out, processes, _resume_hint(data, out, processes), on_epoch)
+            plan = RunPlan(recipe, out, processes, _resume_hint(task, data, out, processes), on_epoch)
             pace = _pace(plan, loader, photos.val, began, after)
             return _run(
+                task,
                 plan,
                 photos,
                 built,
@@ -174,6 +175,7 @@ def fit(
 
 
 def _run(
+    task: Task,
     plan: RunPlan,
     index: DatasetIndex,
     built: BuiltModel,
@@ -192,10 +194,9 @@ def _run(
     module = TrainingModule(
         built.model,
         recipe,
-        class_counts(index.train, len(index.classes)),
+        task.objective(recipe, index, built, device),
         steps_per_epoch=pace.steps_per_epoch,
         effective_batch=batch_size * train.accumulate * processes.world_size,
-        distiller=build_distiller(recipe, index.classes, built.model, _input_size(built), device),
         rank=processes.rank,
         pace=pace,
     )
@@ -203,18 +204,9 @@ def _run(
         module.model = synchronise_batch_norm(module.model, device)
     val_loader = None
     if index.val:
-        val_loader = eval_loader(
-            index.val,
-            built.preprocess,
-            recipe.data,
-            train.eval_batch_size or batch_size * 2,
-            cache=recipe.data.cache,
-            share=processes.share(len(index.val)),
-            num_classes=len(index.classes),
-            local_world_size=processes.local_world_size,
-        )
-    view = ProgressView(console, len(loader) * plan.total_epochs, plan.total_epochs)
-    run = RunCallback(plan, loader, val_loader, ema, view, pace)
+        val_loader = task.val_loader(index, built, recipe, train.eval_batch_size or batch_size * 2, processes)
+    view = ProgressView(console, len(loader) * plan.total_epochs, plan.total_epochs, task.said)
+    run = RunCallback(plan, task, loader, val_loader, ema, view, pace)
     trainer = pl.Trainer(
         **trainer_place(recipe, device, processes),
         precision=trainer_precision(recipe, device),  # type: ignore[arg-type]
@@ -259,7 +251,7 @@ def _run(
     network = module.whole(ema.network if ema is not None else module.model)
     if run.held_out.best["weights"] is not None:
         network.load_state_dict(run.held_out.best["weights"])
-    return _finish(plan, index, built, network.cpu().eval(), loader, run)
+    return _finish(task, plan, index, built, network.cpu().eval(), loader, run)
 
 
 def _pace(plan: RunPlan, loader: TrainLoader, val: Sequence[Sample], began: float, after: float) -> Pace:
@@ -283,6 +275,7 @@ def _pace(plan: RunPlan, loader: TrainLoader, val: Sequence[Sample], began: floa
 
 
 def _finish(
+    task: Task,
     plan: RunPlan,
     index: DatasetIndex,
     built: BuiltModel,
@@ -292,29 +285,8 @@ def _finish(
 ) -> FitResult:
     """Evaluate the final network once more as everyone will use it, and write the artefact."""
     recipe, out, processes = plan.recipe, plan.out, plan.processes
-    task: Task = "multi-label" if index.multi_label else "single-label"
-    artefact = Artefact(built.architecture, built.arguments, index.classes, built.preprocess, task=task, model=network)
-    evaluation = None
-    trust: TrustBlock | None = None
-    bank: Bank | None = None
-    metrics: dict[str, Any] = {}
-    if index.val:
-        predictor = Predictor(artefact, processes.device(pick_device(recipe.train.device)))
-        recorder = None if index.multi_label else Recorder(predictor, len(index.val))
-        evaluation = evaluate_samples(
-            predictor, index.val, recipe.data, 128, "val", index.skipped, processes=processes, recorder=recorder
-        )
-        if recorder is not None:
-            with suppress(DataError):  # logits that are no numbers: a run without a calibration
-                trust, bank = fit_recorded(
-                    recorder,
-                    "val",
-                    chose_epoch=recipe.train.early_stop_patience is not None,
-                    arithmetic=predictor.runtime.arithmetic,
-                    processes=processes,
-                )
-        network.cpu()
-        metrics = evaluation.summary()
+    final = task.finish(plan, index, built, network)
+    metrics = {} if final.evaluation is None else final.evaluation.summary()
     rows = run.record.rows
     row = rows[-1] if rows else {}
     seconds = float(row.get("seconds", run.record.seconds))
@@ -328,20 +300,20 @@ def _finish(
     }
 
     def write() -> TrustBlock | None:
-        if evaluation is not None:
+        if final.evaluation is not None:
             # thousands of classes: a line for each number would be a file that no one can open
-            indent = 1 if len(evaluation.classes) <= MATRIX_CLASSES else None
-            write_text(out / EVALUATION_FILE, json.dumps(evaluation.to_dict(), indent=indent) + "\n")
-        block = None if trust is None else write_bank(out, trust, bank)
-        write_artefact(out, replace(artefact, metrics=metrics, provenance=provenance, trust=block))
-        return block
+            indent = 1 if len(index.classes) <= MATRIX_CLASSES else None
+            write_text(out / EVALUATION_FILE, json.dumps(final.evaluation.to_dict(), indent=indent) + "\n")
+        trust = None if final.trust is None else write_bank(out, final.trust, final.bank)
+        write_artefact(out, replace(final.artefact, metrics=metrics, provenance=provenance, trust=trust))
+        return trust
 
     trust = processes.first(write)
     failures = sorted({str(path) for paths in processes.gather(loader.photos.failures) for path in paths})
     return FitResult(
         out,
         row,
-        evaluation,
+        final.evaluation,
         index.skipped,
         failures,
         seconds,
@@ -371,17 +343,13 @@ def _prepare_folder(plan: RunPlan, data: str | Path, index: DatasetIndex, resume
         write_moved_data(out, data, index)
 
 
-def _start_again(data: str | Path, out: Path, processes: Processes) -> str:
+def _start_again(task: Task, data: str | Path, out: Path, processes: Processes) -> str:
     """What to say of a run that was stopped before or after its steps: what is kept, and how to go on."""
     if has_checkpoint(out):
-        return f"what was saved is kept, go on with: {_resume_hint(data, out, processes)}"
+        return f"what was saved is kept, go on with: {_resume_hint(task, data, out, processes)}"
     return "nothing was saved yet, start again with the same command"
 
 
-def _resume_hint(data: str | Path, out: Path, processes: Processes) -> str:
+def _resume_hint(task: Task, data: str | Path, out: Path, processes: Processes) -> str:
     devices = f" --devices {processes.world_size}" if processes.world_size > 1 and processes.num_nodes == 1 else ""
-    return f"cmtvision train {shlex.quote(str(data))} --out {shlex.quote(str(out))} --resume{devices}"
-
-
-def _input_size(built: BuiltModel) -> tuple[int, int, int]:
-    return (built.preprocess.channels, *built.preprocess.size)
+    return f"{task.command} {shlex.quote(str(data))} --out {shlex.quote(str(out))} --resume{devices}"

@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.engine.batch_size import choose_batch_size
 from cmtvision.engine.build import build_model
-from cmtvision.engine.distillation.distill import build_distiller
+from cmtvision.engine.classification import CLASSIFICATION
 from cmtvision.engine.held_out import read_photos
 from cmtvision.engine.lightning_settings import run_settings, trainer_precision
-from cmtvision.engine.loaders import Batch, TrainLoader, class_counts, train_loader
+from cmtvision.engine.loaders import Batch, TrainLoader
 from cmtvision.engine.module import TrainingModule
 from cmtvision.engine.optim import set_head_only
 from cmtvision.errors import ConfigError
@@ -107,14 +106,12 @@ def find_lr(
         if recipe.train.channels_last:
             built.model.to(memory_format=torch.channels_last)
         model = built.model.to(device).train()
-        size = (built.preprocess.channels, *built.preprocess.size)
-        batch_size = choose_batch_size(recipe, model, size, device, len(index.train))
+        batch_size = CLASSIFICATION.batch_size(recipe, built, device, index)
         effective = batch_size * recipe.train.accumulate
-        loader = train_loader(index, built.preprocess, recipe, batch_size)
-        distiller = build_distiller(recipe, index.classes, model, built.preprocess.size, device)
+        loader = CLASSIFICATION.train_loader(index, built, recipe, batch_size)
         eager = recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": False})})
-        counts = class_counts(index.train, len(index.classes))
-        module = TrainingModule(model, eager, counts, len(loader), effective, distiller)
+        objective = CLASSIFICATION.objective(recipe, index, built, device)
+        module = TrainingModule(model, eager, objective, len(loader), effective)
         lrs = np.geomspace(start, end, steps).tolist()
         losses, smoothed, diverged = _sweep(module, recipe, loader, lrs, device, progress)
     steepest, minimum = read_curve(lrs[: len(smoothed)], smoothed)

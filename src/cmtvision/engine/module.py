@@ -1,6 +1,5 @@
-"""The training step: network, teacher, loss, mixing of images, optimiser and learning rate."""
+"""The training step: network, objective, optimiser and learning rate."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,11 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from cmtvision.data.training.augment import mixer
-from cmtvision.engine.distillation.distill import Distiller
 from cmtvision.engine.distributed.fsdp import is_sharded, shard_network, whole_state, whole_tensor
-from cmtvision.engine.loaders import Batch
-from cmtvision.engine.losses import build_loss
 from cmtvision.engine.optim import (
     build_optimizer,
     build_scheduler,
@@ -24,22 +19,22 @@ from cmtvision.engine.optim import (
     step_epoch,
 )
 from cmtvision.engine.pace import Pace
+from cmtvision.engine.task import Objective, Place
 from cmtvision.recipe import Recipe
 
 _NORM_EVERY = 20  # steps between looks at the gradients' norm where nothing clips it
 
 
 class TrainingModule(pl.LightningModule):
-    """A classifier in training, as a recipe describes it.
+    """A network in training, as a recipe describes it.
 
     Args:
         model: the network; ``compile`` in the recipe wraps it, not this module.
         recipe: what the run is.
-        class_counts: training photos of each class, whose number is the width of the logits.
+        objective: the loss of a batch.
         steps_per_epoch: optimiser steps in an epoch.
         effective_batch: images that one optimiser step sees, over all processes and accumulated batches.
-        distiller: the teacher; None to learn from the labels alone.
-        rank: with the seed and the step it decides what is mixed, so that processes mix differently.
+        rank: of the process, so that no two of a run change a batch alike.
         pace: where the run stands in its schedule; None for one step of the schedule a step.
 
     Attributes:
@@ -50,10 +45,9 @@ class TrainingModule(pl.LightningModule):
         self,
         model: nn.Module,
         recipe: Recipe,
-        class_counts: Sequence[int],
+        objective: Objective,
         steps_per_epoch: int,
         effective_batch: int,
-        distiller: Distiller | None = None,
         rank: int = 0,
         pace: Pace | None = None,
     ) -> None:
@@ -64,9 +58,8 @@ class TrainingModule(pl.LightningModule):
         self.rank = rank
         self.pace = pace or Pace(recipe.schedule.total_epochs * steps_per_epoch, steps_per_epoch)
         self.peak_lr = peak_lr(recipe, effective_batch)
-        self.mixer = mixer(recipe.augment, len(class_counts))
-        self.loss = build_loss(recipe, class_counts)
-        self.distiller = distiller
+        self.objective = objective
+        self.distiller = objective.distiller  # in the module tree: what it learns is saved
         self.gradient_norm: torch.Tensor | None = None
         # kept out of the module tree, so that the names of saved weights do not depend on compiling
         self._run: list[Any] = [torch.compile(model, dynamic=False) if recipe.train.compile else model]
@@ -94,10 +87,11 @@ class TrainingModule(pl.LightningModule):
         plain.load_state_dict(whole_state(network))
         return plain
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> logits (B, num_classes)."""
-        logits: torch.Tensor = self._run[0](self._laid_out(images))
-        return logits
+    def forward(self, images: torch.Tensor) -> Any:
+        """What the network makes of images (B, C, H, W)."""
+        if self.recipe.train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self._run[0](images)
 
     def on_train_start(self) -> None:
         """Freeze what the epoch that training begins or goes on with wants frozen."""
@@ -108,32 +102,21 @@ class TrainingModule(pl.LightningModule):
         """Freeze what the epoch wants frozen."""
         self._choose_what_learns()
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Follow the schedule where a time limit takes it to another of its epochs within one of training."""
         if learns_head_only(self.recipe, self.pace.epoch) != self._head_only:
             self._choose_what_learns()
         if self.recipe.schedule.step == "epoch" and self.pace.epoch != self._rate_epoch:
             self.lr_scheduler_step(self.lr_schedulers(), None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of one batch."""
-        images, targets, _ = batch
-        if self.mixer is not None:
-            # a process's own number of batches, so that no two of a run mix alike
-            step = batch_idx + self.rank * self.steps_per_epoch * self.recipe.train.accumulate
-            images, targets = self.mixer(
-                images, targets, seed=self.recipe.seed, epoch=self.current_epoch, step=step, scheduled=self.pace.epoch
-            )
-        if self.distiller is None:
-            return self.loss(self(images).float(), targets)
-        images = self._laid_out(images)
-        logits, features = self.distiller.student_forward(self._run[0], images)
-        own = self.loss(logits.float(), targets)
-        share = self.recipe.distill.alpha
-        return (1 - share) * own + share * self.distiller(images, logits.float(), features)
+        # a process's own number of batches, so that no two of a run are changed alike
+        step = batch_idx + self.rank * self.steps_per_epoch * self.recipe.train.accumulate
+        return self.objective(self._run[0], batch, Place(self.current_epoch, step, self.pace.epoch))
 
     def new_optimizer(self, lr: float, device: torch.device) -> Optimizer:
-        """The recipe's optimiser over the network, and over what feature distillation learns beside it."""
+        """The recipe's optimiser over the network, and over what the objective learns beside it."""
         optimizer = build_optimizer(self.model, self.recipe, lr, device)
         if self.distiller is not None and list(self.distiller.parameters()):
             optimizer.add_param_group({"params": list(self.distiller.parameters()), "lr": lr})
@@ -168,6 +151,3 @@ class TrainingModule(pl.LightningModule):
     def _choose_what_learns(self) -> None:
         self._head_only = learns_head_only(self.recipe, self.pace.epoch)
         set_head_only(self.model, self._head_only)
-
-    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.recipe.train.channels_last else images

@@ -12,13 +12,14 @@ from cmtvision.engine import fit
 from cmtvision.engine.batch_size import largest_batch
 from cmtvision.engine.build import build_model
 from cmtvision.engine.callbacks.ema import EmaCallback
+from cmtvision.engine.classification import ClassifierObjective
 from cmtvision.engine.module import TrainingModule
 from cmtvision.recipe import EmaSection, load_recipe
 
 
 def module(*overrides, steps=10, batch=64):
     recipe = load_recipe("demo", ["schedule.epochs=10", "schedule.warmup_epochs=2", *overrides])
-    return TrainingModule(build_model(recipe, 4).model, recipe, [8] * 4, steps, batch)
+    return TrainingModule(build_model(recipe, 4).model, recipe, ClassifierObjective(recipe, [8] * 4), steps, batch)
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine_by_the_step():

@@ -123,7 +123,7 @@ OPTIONS = {
     "model.img_size=48": lambda run: run.sizes[0][2:] == (48, 48) == cmtvision.load(run.result.out).preprocess.size,
     "train.max_steps=2": lambda run: run.result.metrics["step"] == len(run.losses) == 2,
     "optim.name=sgd": lambda run: isinstance(run.optimizer, torch.optim.SGD),
-    "data.class_balance=loss": lambda run: run.module.loss.weights.argmax() == 1,  # discs are rare
+    "data.class_balance=loss": lambda run: run.module.objective.loss.weights.argmax() == 1,  # discs are rare
     "data.class_balance=sampling": lambda run: max(run.photos.values()) > 1,
     "data.repeated_aug=3": lambda run: len(run.photos) < 12,
     "loss.name=bce": lambda run: run.losses[0] < 0.9,  # near ln 2, not ln 3

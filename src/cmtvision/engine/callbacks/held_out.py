@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmtvision.engine.evaluation.multilabel import mean_average_precision
-from cmtvision.engine.evaluation.outputs import eval_mode, gather_logits, network_forward
 from cmtvision.engine.plan import RunPlan
+from cmtvision.engine.task import Task
 
 
 class HeldOut:
@@ -15,29 +14,22 @@ class HeldOut:
 
     Args:
         plan: what the run does.
+        task: measures.
         loader: this process's share of the photos, None for none.
 
     Attributes:
-        best: the highest top-1 accuracy (of several labels a photo: mAP) so far as "score", its "epoch" and its
-            "weights"; nothing is kept where no patience can end.
+        best: the highest score so far as "score", its "epoch" and its "weights"; nothing is kept where no patience can
+            end.
     """
 
-    def __init__(self, plan: RunPlan, loader: Any) -> None:
-        self.plan, self.loader = plan, loader
+    def __init__(self, plan: RunPlan, task: Task, loader: Any) -> None:
+        self.plan, self.task, self.loader = plan, task, loader
         self.best: dict[str, Any] = {"score": -1.0, "epoch": -1, "weights": None}
 
     def evaluate(self, network: nn.Module, epoch: int, device: torch.device) -> dict[str, float]:
         """The figures of an epoch's network, which is kept where it is the best; every process must call it."""
         recipe = self.plan.recipe
-        forward = network_forward(network.to(device), device, recipe.train.channels_last)
-        with eval_mode(network):
-            seen = gather_logits(forward, self.loader, self.plan.processes)
-        count, figures = len(seen.targets), {"val_loss": seen.mean_loss()}
-        if recipe.data.multi_label:
-            score = figures["val_map"] = mean_average_precision(seen.logits, seen.targets)
-        else:
-            score = figures["val_top1"] = seen.correct() / count
-            figures["val_top5"] = seen.correct_among_five() / count
+        figures, score = self.task.judge(network.to(device), self.loader, self.plan, device)
         if recipe.train.early_stop_patience is not None and score > self.best["score"]:
             weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
             self.best = {"score": score, "epoch": epoch, "weights": weights}

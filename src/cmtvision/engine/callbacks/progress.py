@@ -1,11 +1,13 @@
 """What a person sees of a run: a bar with rate and time left on a terminal, one line an epoch in a log."""
 
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+Said = Callable[[dict[str, Any]], Sequence[str]]
 _WORTH_SAYING = 0.1  # a share of the time spent waiting for data
 
 
@@ -16,10 +18,11 @@ class ProgressView:
         console: where to; None for silence.
         total_steps: batches of the whole run.
         total_epochs: epochs of the whole run.
+        said: puts the held-out figures of a row into words.
     """
 
-    def __init__(self, console: Console | None, total_steps: int, total_epochs: int) -> None:
-        self._console = console
+    def __init__(self, console: Console | None, total_steps: int, total_epochs: int, said: Said) -> None:
+        self._console, self._said = console, said
         self._total_epochs = total_epochs
         self._total_steps = total_steps
         self._bar: Progress | None = None
@@ -57,10 +60,7 @@ class ProgressView:
         if self._console is None:
             return
         parts = [f"epoch {row['epoch'] + 1}/{self._total_epochs}", f"loss {row['train_loss']:.4f}"]
-        if row["val_top1"] is not None:
-            parts += [f"held-out loss {row['val_loss']:.4f}", f"top-1 {row['val_top1']:.2%}"]
-        if row["val_map"] is not None:
-            parts += [f"held-out loss {row['val_loss']:.4f}", f"mAP {row['val_map']:.2%}"]
+        parts += self._said(row)
         parts += [f"{row['images_per_second']:,.0f} images/s"]
         if row["data_wait"] > _WORTH_SAYING:
             parts += [f"waited for data {row['data_wait']:.0%}"]

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,10 +16,8 @@ from cmtvision.engine.loaders import TrainLoader
 from cmtvision.engine.plan import RunPlan
 from cmtvision.files import write_text
 
-_COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_map", "images_per_second",
-    "data_wait", "gradient_norm", "ema_distance", "gpu_memory_gb", "seconds",
-)  # fmt: skip
+_BEFORE = ("epoch", "step", "lr", "train_loss")
+_AFTER = ("images_per_second", "data_wait", "gradient_norm", "ema_distance", "gpu_memory_gb", "seconds")
 
 
 class Record:
@@ -27,14 +26,16 @@ class Record:
     Args:
         plan: what the run does.
         loader: the training loader, which knows how long it was waited for.
+        figures: names of what held-out images say.
 
     Attributes:
         rows: those of metrics.csv.
         seconds_before: time that earlier parts of a resumed run took.
     """
 
-    def __init__(self, plan: RunPlan, loader: TrainLoader) -> None:
+    def __init__(self, plan: RunPlan, loader: TrainLoader, figures: Sequence[str]) -> None:
         self.plan, self.loader = plan, loader
+        self._columns = (*_BEFORE, *figures, *_AFTER)
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0
         self._begun = self._epoch_begun = time.perf_counter()
@@ -80,7 +81,7 @@ class Record:
         elapsed, processes = self._elapsed(), self.plan.processes
         total = float(watch.sum) if watch.sum is not None else 0.0
         loss, batches, waited = processes.sum(total, watch.batches, self.loader.waited)
-        return dict.fromkeys(_COLUMNS) | {
+        return dict.fromkeys(self._columns) | {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "lr": _rate(trainer),
@@ -98,7 +99,7 @@ class Record:
         self.rows.append(row)
         _send(trainer, {key: value for key, value in row.items() if value is not None and key not in ("epoch", "step")})
         if self.plan.processes.is_first:
-            write_text(self.plan.out / METRICS_FILE, _csv(self.rows))
+            write_text(self.plan.out / METRICS_FILE, _csv(self._columns, self.rows))
 
     def _elapsed(self) -> float:
         return max(1e-9, time.perf_counter() - self._epoch_begun)
@@ -109,10 +110,10 @@ def gpu_memory(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> str:
     """Rows as CSV text with a header; what was not measured is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -29,6 +29,7 @@ from cmtvision.engine.checkpoints import random_state, set_random_state
 from cmtvision.engine.loaders import TrainLoader
 from cmtvision.engine.pace import Pace
 from cmtvision.engine.plan import RunPlan
+from cmtvision.engine.task import Task
 
 _LOOK_EVERY = 20  # batches between looks at the loss: each look waits for the device
 _AGREE_EVERY = 10  # batches between agreements of several processes
@@ -39,6 +40,7 @@ class RunCallback(pl.Callback):
 
     Args:
         plan: what the run does.
+        task: what the run learns.
         loader: the training loader, whose place is saved too.
         val_loader: this process's share of the held-out photos, None for none.
         ema: the averaged network, evaluated instead of the raw one; None for none.
@@ -49,6 +51,7 @@ class RunCallback(pl.Callback):
     def __init__(
         self,
         plan: RunPlan,
+        task: Task,
         loader: TrainLoader,
         val_loader: Any,
         ema: EmaCallback | None,
@@ -57,9 +60,9 @@ class RunCallback(pl.Callback):
     ) -> None:
         self.plan, self.loader, self.ema, self.view, self.pace = plan, loader, ema, view, pace
         self.watch = LossWatch(plan.recipe.train.divergence_factor, lambda index: loader.photos.samples[index].path)
-        self.record = Record(plan, loader)
+        self.record = Record(plan, loader, task.figures)
         self.checkpoint = Checkpoint(plan)
-        self.held_out = HeldOut(plan, val_loader)
+        self.held_out = HeldOut(plan, task, val_loader)
         self.signals = StopSignals()
         self._restored: dict[str, Any] | None = None
         self._pending: dict[str, Any] | None = None  # the row of an epoch that is saved and not yet evaluated
