@@ -74,6 +74,14 @@ class Classification:
         """See ``cmtvision.data.read_dataset``."""
         return read_photos(recipe, data)
 
+    def listing(self, index: DatasetIndex) -> DatasetIndex:
+        """The same."""
+        return index
+
+    def in_parts(self, index: DatasetIndex, listing: DatasetIndex) -> DatasetIndex:
+        """The listing, which is an index of labelled images itself."""
+        return listing
+
     def build(self, recipe: Recipe, index: DatasetIndex, resume: bool) -> BuiltModel:
         """The recipe's network, with a logit for each class."""
         return build_model(recipe, len(index.classes), resume=resume)

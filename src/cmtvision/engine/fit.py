@@ -99,7 +99,7 @@ def fit(
     accept_changed_data: bool = False,
     console: Console | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    index: DatasetIndex | None = None,
+    index: Any = None,
     spent: float = 0.0,
     after: float = 0.0,
     task: Task = CLASSIFICATION,
@@ -146,7 +146,10 @@ def fit(
         now.doing = "reading the photos"
         photos = processes.first(lambda: index if index is not None else task.read(recipe, data))
         if go_on:
-            photos = processes.first(lambda: check_same_run(out, photos, processes.world_size, accept_changed_data))
+            listing = processes.first(
+                lambda: check_same_run(out, task.listing(photos), processes.world_size, accept_changed_data)
+            )
+            photos = task.in_parts(photos, listing)
         device = torch.device(processes.device(pick_device(recipe.train.device)))
         now.doing = "building the network"
         with quiet_lightning(), run_settings(recipe):
@@ -170,14 +173,14 @@ def fit(
                 console,
                 now,
                 pace,
-                begin=lambda: _prepare_folder(plan, data, photos, go_on, accept_changed_data),
+                begin=lambda: _prepare_folder(plan, data, task.listing(photos), go_on, accept_changed_data),
             )
 
 
 def _run(
     task: Task,
     plan: RunPlan,
-    index: DatasetIndex,
+    index: Any,
     built: BuiltModel,
     loader: TrainLoader,
     device: torch.device,
@@ -277,7 +280,7 @@ def _pace(plan: RunPlan, loader: TrainLoader, val: Sequence[Sample], began: floa
 def _finish(
     task: Task,
     plan: RunPlan,
-    index: DatasetIndex,
+    index: Any,
     built: BuiltModel,
     network: torch.nn.Module,
     loader: TrainLoader,

@@ -85,28 +85,34 @@ class Task(Protocol):
     command: str
     figures: tuple[str, ...]
 
-    def read(self, recipe: Recipe, data: str | Path) -> DatasetIndex:
-        """The list of the images. Raises DataError for data that cannot be used."""
+    def read(self, recipe: Recipe, data: str | Path) -> Any:
+        """The images: an index with ``classes``, ``train``, ``val``, ``test``, ``skipped`` and ``fingerprint``, whose
+        samples have a ``path``. Raises DataError for data that cannot be used.
+        """
 
-    def build(self, recipe: Recipe, index: DatasetIndex, resume: bool) -> BuiltModel:
+    def listing(self, index: Any) -> DatasetIndex:
+        """The images as the run folder lists them, with the classes that are in each."""
+
+    def in_parts(self, index: Any, listing: DatasetIndex) -> Any:
+        """The index with its images in the parts that a listing has them in, and without those that are not there."""
+
+    def build(self, recipe: Recipe, index: Any, resume: bool) -> BuiltModel:
         """The network with its weights; where a run is resumed, without those it began with."""
 
     def batch_size(
-        self, recipe: Recipe, built: BuiltModel, device: torch.device, index: DatasetIndex, processes: Processes
+        self, recipe: Recipe, built: BuiltModel, device: torch.device, index: Any, processes: Processes
     ) -> int:
         """Images at a time in each process."""
 
     def train_loader(
-        self, index: DatasetIndex, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
+        self, index: Any, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
     ) -> TrainLoader:
         """The training images, changed at random."""
 
-    def val_loader(
-        self, index: DatasetIndex, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
-    ) -> Any:
+    def val_loader(self, index: Any, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes) -> Any:
         """This process's share of the held-out images."""
 
-    def objective(self, recipe: Recipe, index: DatasetIndex, built: BuiltModel, device: torch.device) -> Objective:
+    def objective(self, recipe: Recipe, index: Any, built: BuiltModel, device: torch.device) -> Objective:
         """What is minimised."""
 
     def judge(self, network: nn.Module, loader: Any, plan: RunPlan, device: torch.device) -> Judged:
@@ -115,5 +121,5 @@ class Task(Protocol):
     def said(self, row: dict[str, Any]) -> Sequence[str]:
         """The figures of a row of metrics.csv, for a person."""
 
-    def finish(self, plan: RunPlan, index: DatasetIndex, built: BuiltModel, network: nn.Module) -> Final:
+    def finish(self, plan: RunPlan, index: Any, built: BuiltModel, network: nn.Module) -> Final:
         """Evaluate the final network once more as everyone will use it; every process must call it."""

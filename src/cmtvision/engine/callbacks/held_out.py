@@ -38,6 +38,8 @@ class HeldOut:
     def out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
         """Whether the last evaluation was one too many without a better score; ``rows`` of metrics.csv."""
         patience = self.plan.recipe.train.early_stop_patience
-        if patience is None or self.best["weights"] is None or not rows or rows[-1]["val_loss"] is None:
+        if patience is None or self.best["weights"] is None or not rows:
+            return False
+        if all(rows[-1][name] is None for name in self.task.figures):  # not evaluated
             return False
         return bool(rows[-1]["epoch"] - self.best["epoch"] >= patience)
