@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from cmtvision.errors import CheckpointError, ConfigError, first_line
@@ -24,6 +25,8 @@ def create_feature_maps(
     img_size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
+    grad_checkpointing: bool = False,
+    output_stride: int | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Make a network that gives its maps, finest first: image (B, in_chans, H, W) -> list of (B, C, H/s, W/s).
@@ -36,6 +39,8 @@ def create_feature_maps(
         pretrained: load the released weights.
         weights: a file of weights, the classifier's among them or not: safetensors, a released checkpoint, any layout
             that ``read_state_dict`` knows.
+        grad_checkpointing: recompute maps in the backward pass instead of keeping them.
+        output_stride: of the coarsest map, by dilation, where the network can (``takes_output_stride``).
         arguments: further ones of its constructor, plain values.
 
     Raises:
@@ -43,8 +48,8 @@ def create_feature_maps(
         CheckpointError: weights that cannot be read or belong to another network.
         FetchError: released weights that do not come.
     """
-    given = dict(arguments or {})
-    refused = sorted({*loader_arguments(given), *({"in_chans", "img_size"} & given.keys())})
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (arguments or {}).items()}
+    refused = sorted({*loader_arguments(given), *({"in_chans", "img_size", "output_stride"} & given.keys())})
     if refused:
         raise ConfigError(f"backbone {name!r}: {', '.join(refused)} cannot be among the arguments of its constructor")
     if name.startswith(HOSTED):
@@ -53,6 +58,8 @@ def create_feature_maps(
         if not has_fixed_size(name):
             raise ConfigError(f"backbone {name!r}: takes images of any size and has no img_size; leave it out")
         given["img_size"] = tuple(img_size) if isinstance(img_size, list) else img_size
+    if output_stride is not None:
+        given["output_stride"] = output_stride
     if weights is not None:
         given["pretrained_cfg_overlay"] = {"state_dict": read_state_dict(weights), "custom_load": False}
     if pretrained and weights is None and not timm.is_model_pretrained(name):
@@ -67,7 +74,22 @@ def create_feature_maps(
         raise ConfigError(f"backbone {name!r}: gives no maps ({first_line(error)})") from error
     if weights is not None and not isinstance(features, FeatureMaps):  # CMT's own reader has compared every tensor
         _check_loaded(features, given["pretrained_cfg_overlay"]["state_dict"], f"{weights}: not weights of {name!r}")
+    if grad_checkpointing:
+        switch = getattr(getattr(features, "model", features), "set_grad_checkpointing", None)
+        if switch is None:
+            raise ConfigError(f"backbone {name!r}: cannot recompute its maps; leave grad_checkpointing out")
+        switch(True)
     return features
+
+
+def takes_output_stride(name: str) -> bool:
+    """Whether a network's last stages can be dilated instead of halving the map (timm's ``output_stride``)."""
+    try:
+        with torch.device("meta"):
+            create_model(name, features_only=True, output_stride=16)
+    except (ConfigError, NotImplementedError, RuntimeError, ValueError, AssertionError):
+        return False
+    return True
 
 
 def _check_loaded(features: nn.Module, state: Mapping[str, Any], fault: str) -> None:

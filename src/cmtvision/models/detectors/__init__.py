@@ -5,9 +5,9 @@ from functools import partial
 
 from cmtvision.models.detectors.create import KINDS, create_detector
 from cmtvision.models.detectors.detector import Detector
-from cmtvision.models.detectors.names import detector_by_name, list_detectors, split_name
+from cmtvision.models.detectors.names import detector_by_name, list_detectors
 
-__all__ = ["KINDS", "Detector", "create_detector", "detector_by_name", "list_detectors", "split_name"]
+__all__ = ["KINDS", "Detector", "create_detector", "detector_by_name", "list_detectors"]
 
 
 def __getattr__(name: str) -> Callable[..., Detector]:

@@ -105,10 +105,8 @@ def create_detector(
         raise ConfigError(f"detector {kind!r}: {error}; expected plain values that a card can hold") from error
     body = create_feature_maps(
         backbone, in_chans=in_chans, img_size=img_size, pretrained=pretrained, weights=weights,
-        arguments=backbone_arguments,
+        grad_checkpointing=grad_checkpointing, arguments=arguments["backbone_arguments"],
     )  # fmt: skip
-    if grad_checkpointing:
-        _checkpoint(body, backbone)
     strides = [stride for stride in (4, 8, 16, 32) if stride >= finest_stride]
     coarser = {"retinanet": "maps", "fcos": "pyramid"}.get(kind, "pool")
     pyramid = Pyramid(body, backbone, strides, fpn_width, coarser)
@@ -133,15 +131,6 @@ def _check(kind: str, num_classes: int, finest_stride: int | None, anchor_scale:
     if anchor_scale <= 0 or (kind == "fcos" and anchor_scale != 1):
         expected = "1, for FCOS has no anchors" if kind == "fcos" else "a positive number"
         raise ConfigError(f"detector {kind!r}: anchor_scale {anchor_scale}, expected {expected}")
-
-
-def _checkpoint(body: nn.Module, name: str) -> None:
-    switch = getattr(body, "set_grad_checkpointing", None) or getattr(
-        getattr(body, "model", None), "set_grad_checkpointing", None
-    )
-    if switch is None:
-        raise ConfigError(f"backbone {name!r}: cannot recompute its maps; set grad_checkpointing to false")
-    switch(True)
 
 
 Limits = tuple[float, float, int]
