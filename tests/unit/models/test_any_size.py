@@ -110,7 +110,7 @@ def test_explanations_see_the_whole_bias() -> None:
     model = network().float()
     maps = position_bias(model, 1, img_size=(160, 128))
     assert maps.maps.shape == (1, 40, 32, 5, 4)
-    assert [one.weights.shape[2:] for one in attention_maps(model, torch.randn(1, 3, 160, 128))][0] == (40 * 32, 20)
+    assert attention_maps(model, torch.randn(1, 3, 160, 128))[0].weights.shape == (1, 1, 40 * 32, 20)
 
 
 def test_features_of_any_size() -> None:

@@ -16,7 +16,6 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cmtvision.deploy.fusing.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep

@@ -11,9 +11,11 @@ as the paper describes for fine-tuning. Bicubic resampling is linear, so a resam
     B = P K^T   P (h, N, R): the table resampled over the query grid;  K (M, R): the resampling over its R keys
 
 and images of more than 512 x 512 px get the factors instead: at 800 x 1333 px they are 23 times smaller than B in the
-first stage, and attention needs nothing else (lmhsa.py). The relative table covers all offsets between two queries of the grid,
-(2H-1)(2W-1) of them. Where keys have a smaller grid of M cells, the Keras family uses the LAST M queries'
-positions as the keys' own; we do the same, since its weights were trained this way (docs/deviations.md).
+first stage, and attention needs nothing else (lmhsa.py).
+
+The relative table covers all offsets between two queries of the grid, (2H-1)(2W-1) of them. Where keys have a smaller
+grid of M cells, the Keras family uses the LAST M queries' positions as the keys' own; we do the same, since its weights
+were trained this way (docs/deviations.md).
 
 Shapes: B batch, h heads, H W grid of queries, N = H*W queries, M keys.
 """
@@ -122,7 +124,7 @@ class PositionBias(nn.Module):
         self.table = nn.Parameter(resampled, requires_grad=self.table.requires_grad)
 
     def forward(self, height: int, width: int) -> torch.Tensor:
-        """The bias (1, h, N, M) for a grid of height x width queries, or its factors (h, N + M, R) where it is large."""
+        """The bias (1, h, N, M) for a grid of height x width queries; its factors (h, N + M, R) where it is large."""
         table: torch.Tensor = self.table
         key_height, key_width = (height - 1) // self.kv_stride + 1, (width - 1) // self.kv_stride + 1
         if not is_of_size(table.shape[2], table.shape[3], height, width):

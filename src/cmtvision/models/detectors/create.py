@@ -127,7 +127,9 @@ def _check(kind: str, num_classes: int, finest_stride: int | None, anchor_scale:
         raise ConfigError(f"detector {kind!r}: got {num_classes} classes, expected at least one")
     allowed = (4,) if kind in TWO_STAGES else (4, 8)
     if finest_stride is not None and finest_stride not in allowed:
-        raise ConfigError(f"detector {kind!r}: finest_stride {finest_stride}, expected {' or '.join(map(str, allowed))}")
+        raise ConfigError(
+            f"detector {kind!r}: finest_stride {finest_stride}, expected {' or '.join(map(str, allowed))}"
+        )
     if anchor_scale <= 0 or (kind == "fcos" and anchor_scale != 1):
         expected = "1, for FCOS has no anchors" if kind == "fcos" else "a positive number"
         raise ConfigError(f"detector {kind!r}: anchor_scale {anchor_scale}, expected {expected}")

@@ -1,7 +1,7 @@
 """The neck of a detector: a feature pyramid (FPN, Lin et al. 2017, arXiv 1612.03144) over a backbone's maps.
 
-    maps of strides 4, 8, 16, 32 -> 1x1 conv each, the coarser added to the finer, 3x3 conv -> maps of one width,
-    and one or two coarser ones besides
+maps of strides 4, 8, 16, 32 -> 1x1 conv each, the coarser added to the finer, 3x3 conv -> maps of one width,
+and one or two coarser ones besides
 """
 
 from collections import OrderedDict

@@ -8,8 +8,8 @@
 
 A CMT's finest map has stride 4, where a ResNet has one of stride 2 as well: the library puts a map of no channels in
 its place, so U-Net's last two steps see nothing but what they enlarge, and the other three decoders do not use it.
-DeepLabV3+ wants its last map at stride 16. A network that can be dilated is; where timm has no ``output_stride`` for it,
-as for a pyramid of attention, whose keys are reduced, the last map is enlarged twofold instead.
+DeepLabV3+ wants its last map at stride 16. A network that can be dilated is; where timm has no ``output_stride`` for
+it, as for a pyramid of attention, whose keys are reduced, the last map is enlarged twofold instead.
 """
 
 import json
@@ -117,7 +117,9 @@ def create_segmenter(
               "grad_checkpointing": grad_checkpointing}  # fmt: skip
     try:
         make = _atrous if kind == "deeplabv3plus" else _of_the_library
-        parts = make(kind, backbone, num_classes, values, arguments["backbone_arguments"], arguments["decoder_arguments"])
+        parts = make(
+            kind, backbone, num_classes, values, arguments["backbone_arguments"], arguments["decoder_arguments"]
+        )
     except ImportError as error:
         raise ConfigError(f"segmenter {kind!r}: {NEEDS_LIBRARY} ({first_line(error)})") from error
     except (TypeError, ValueError, RuntimeError) as error:
