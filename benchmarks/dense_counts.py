@@ -24,7 +24,7 @@ from record import write_record
 from torch import nn
 
 from cmtvision.models.analysis.count import count
-from cmtvision.models.cmt import position
+from cmtvision.models.cmt.position import PositionBias
 from cmtvision.models.detectors import Detector, detector_by_name
 
 CLASSES = 80  # of COCO
@@ -34,14 +34,15 @@ BOXES, MASKS = 1000, 100
 GIGA = 1e9
 RUN = """
 import sys, time, torch
-from cmtvision.models.cmt import position
+from cmtvision.models.cmt.position import PositionBias
 from cmtvision.models.detectors import detector_by_name
 name, task, height, width, whole = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(1)
 torch.manual_seed(0)
-if whole:
-    position.MOST_ENTRIES = 2**60
 model = detector_by_name(name, 80)
+for module in model.modules():
+    if whole and isinstance(module, PositionBias):
+        module.most_entries = 2**60
 begun = time.perf_counter()
 if task == "inference":
     with torch.inference_mode():
@@ -96,9 +97,10 @@ class Products(nn.Module):
 def counted(name: str) -> dict[str, Any]:
     """One detector's parameters and multiply-adds."""
     detector = detector_by_name(name, CLASSES)
-    position.MOST_ENTRIES, before = 2**60, position.MOST_ENTRIES  # attention as the paper writes it
+    for module in detector.modules():
+        if isinstance(module, PositionBias):
+            module.most_entries = 2**60  # attention as the paper writes it
     rows = count(Products(detector), (3, HEIGHT, WIDTH))
-    position.MOST_ENTRIES = before
     attention = attention_macs(detector)
     products = sum(row.macs for row in rows)
     parameters = sum(parameter.numel() for parameter in detector.parameters())

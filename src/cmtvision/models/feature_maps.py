@@ -70,7 +70,9 @@ def create_feature_maps(
         )
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("the state dict", str(weights), 1)) from error
-    except (RuntimeError, ValueError, AssertionError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:
+        if weights is not None:
+            raise CheckpointError(f"{weights}: not weights of {name!r} ({first_line(error)})") from error
         raise ConfigError(f"backbone {name!r}: gives no maps ({first_line(error)})") from error
     if weights is not None and not isinstance(features, FeatureMaps):  # CMT's own reader has compared every tensor
         _check_loaded(features, given["pretrained_cfg_overlay"]["state_dict"], f"{weights}: not weights of {name!r}")

@@ -15,13 +15,13 @@ from cmtvision.models.detectors import KINDS, create_detector, detector_by_name,
 from cmtvision.weights import to_official, write_safetensors
 from random_weights import randomise
 
-TINY = {"fpn_width": 16, "anchor_scale": 0.25, "score_threshold": 0.0}
+TINY = {"fpn_width": 32, "anchor_scale": 0.25, "score_threshold": 0.0}
 
 
 def detector(kind: str, backbone: str = "cmt_nano", **arguments: Any) -> nn.Module:
     options = {**TINY, **arguments}
     if kind == "fcos":
-        options.pop("anchor_scale")
+        options = {**options, "anchor_scale": 1.0, "fpn_width": 64}
     return create_detector(kind, backbone, 3, **options)
 
 
@@ -78,7 +78,7 @@ def test_it_is_rebuilt_from_its_arguments(kind: str) -> None:
 
 def test_by_name() -> None:
     assert {"cmt_s_retinanet", "cmt_s_maskrcnn", "cmt_ti_fcos", "cmt_b_fasterrcnn"} <= set(list_detectors())
-    model = detectors.cmt_nano_fcos(num_classes=2, fpn_width=8)
+    model = detectors.cmt_nano_fcos(num_classes=2, fpn_width=64)
     assert (model.kind, model.arguments["backbone"], model.num_classes) == ("fcos", "cmt_nano", 2)
     assert detector_by_name("resnet18_retinanet", 2, fpn_width=8).arguments["backbone"] == "resnet18"
     for name, hint in (("cmt_s_retinanett", "did you mean cmt_s_retinanet?"), ("fcos", "expected BACKBONE_KIND")):
@@ -154,6 +154,7 @@ def test_other_backbones(backbone: str) -> None:
         ({"finest_stride": 16}, "expected 4 or 8"),
         ({"kind": "maskrcnn", "finest_stride": 8}, "finest_stride 8, expected 4"),
         ({"kind": "fcos", "anchor_scale": 0.5}, "FCOS has no anchors"),
+        ({"kind": "fcos", "fpn_width": 48}, "fpn_width 48, expected a multiple of 32 from 64"),
         ({"backbone_arguments": {"pretrained": True}}, "pretrained cannot be among"),
         ({"backbone_arguments": {"dims": {1}}}, "not JSON serializable"),
         ({"pretrained": True}, "no released weights"),

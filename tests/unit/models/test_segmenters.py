@@ -18,7 +18,7 @@ from random_weights import randomise
 
 NARROW: dict[str, dict[str, Any]] = {
     "unet": {"decoder_channels": [24, 16, 12, 8, 8]},
-    "fpn": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 16},
+    "fpn": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
     "upernet": {"decoder_channels": 16},
     "deeplabv3plus": {"decoder_channels": 16},
 }

@@ -24,10 +24,7 @@ from timm.models import register_notrace_function
 from torch import nn
 
 from cmtvision.models.cmt.padding import pad_to_multiple
-from cmtvision.models.cmt.position import FACTORS, whole_bias
-
-ALIGNMENT = 8
-"""GPU kernels want a head width that is a multiple of this."""
+from cmtvision.models.cmt.position import whole_bias
 
 
 def fused_attention(
@@ -42,10 +39,10 @@ def fused_attention(
         bias: (1, h, N, M), its factors (h, N + M, R), or None; in the type of q.
         dropout: of the attention weights.
     """
-    if bias is None or bias.dim() != FACTORS:
+    if bias is None or bias.dim() == 4:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     N, d, rank = q.shape[2], q.shape[3], bias.shape[2]
-    more = rank + (-(d + rank)) % ALIGNMENT
+    more = rank + (-(d + rank)) % 8  # kernels of GPUs want a head width that 8 divides
     bias = F.pad(bias, [0, more - rank]).expand(q.shape[0], -1, -1, -1)  # (B, h, N + M, more)
     q = torch.cat([q, bias[:, :, :N] * d**0.5], dim=3)  # (B, h, N, d + more)
     k = torch.cat([k, bias[:, :, N:]], dim=3)  # (B, h, M, d + more)

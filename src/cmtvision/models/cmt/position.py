@@ -20,7 +20,7 @@ were trained this way (docs/deviations.md).
 Shapes: B batch, h heads, H W grid of queries, N = H*W queries, M keys.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,6 @@ from torch import nn
 Grid = tuple[int, int]
 MOST_ENTRIES = 2**22
 """Entries h * N * M up to which a resampled B is computed whole, those of CMT-S at 512 x 512 px: 16 MB in float32."""
-FACTORS = 3
-"""Dimensions of a B given by its factors; a whole one has four."""
 
 
 def is_of_size(rows: int, columns: int, height: int, width: int) -> bool:
@@ -80,7 +78,7 @@ def bias_factors(table: torch.Tensor, height: int, width: int, key_height: int, 
 
 def whole_bias(bias: torch.Tensor, num_queries: int) -> torch.Tensor:
     """A bias that may be given by its factors, (h, N + M, R), as the matrix (1, h, N, M)."""
-    if bias.dim() != FACTORS:
+    if bias.dim() == 4:
         return bias
     return (bias[:, :num_queries] @ bias[:, num_queries:].transpose(1, 2)).unsqueeze(0)
 
@@ -88,13 +86,13 @@ def whole_bias(bias: torch.Tensor, num_queries: int) -> torch.Tensor:
 register_notrace_function(whole_bias)
 
 
-def is_large(table: torch.Tensor, height: int, width: int, num_keys: int) -> bool:
+def is_large(table: torch.Tensor, height: int, width: int, num_keys: int, most_entries: int) -> bool:
     """Whether a resampled table should be left in factors; False if an exporter has symbols for the wanted size."""
     if not torch.jit.is_scripting():  # noqa: SIM102  # as in is_of_size
         if not (type(height) is int and type(width) is int):
             return False
     rank = table.shape[4] * table.shape[5]
-    return table.shape[1] * height * width * num_keys > MOST_ENTRIES and 2 * rank <= num_keys
+    return table.shape[1] * height * width * num_keys > most_entries and 2 * rank <= num_keys
 
 
 @register_notrace_module
@@ -103,11 +101,17 @@ class PositionBias(nn.Module):
 
     The table is kept on its two grids, (1, h, Hq, Wq, Hk, Wk), so that a checkpoint says at which size it was trained.
     (With the leading 1 it has six dimensions: ``.to(memory_format=channels_last)`` fails on any tensor of five.)
+
+    Attributes:
+        most_entries: h * N * M up to which it is computed whole at other grids than the table's.
     """
+
+    most_entries: Final[int]
 
     def __init__(self, num_heads: int, grid: Grid, kv_stride: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.kv_stride = kv_stride
+        self.most_entries = MOST_ENTRIES
         shape = (1, num_heads, *grid, *key_grid(grid, kv_stride))
         self.table = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
@@ -128,7 +132,7 @@ class PositionBias(nn.Module):
         table: torch.Tensor = self.table
         key_height, key_width = (height - 1) // self.kv_stride + 1, (width - 1) // self.kv_stride + 1
         if not is_of_size(table.shape[2], table.shape[3], height, width):
-            if is_large(table, height, width, key_height * key_width):
+            if is_large(table, height, width, key_height * key_width, self.most_entries):
                 return bias_factors(table, height, width, key_height, key_width)
             table = resample_bias_grid(table, height, width, key_height, key_width)
         return table.reshape(1, table.shape[1], height * width, key_height * key_width)  # (1, h, N, M)

@@ -32,6 +32,7 @@ TWO_STAGES = ("fasterrcnn", "maskrcnn")
 ASPECTS = (0.5, 1.0, 2.0)  # height over width of an anchor
 ROI_CELLS = 7  # sides of what is cut out of the maps for a box
 MASK_CONVOLUTIONS = 4
+FCOS_GROUPS = 32  # of its heads' group norms, each of more than one channel: the coarsest map may be 1 x 1
 BACKGROUND = 1  # classes that two-stage detectors count besides
 
 
@@ -69,7 +70,8 @@ def create_detector(
         weights: a file of weights of the backbone (a classifier's).
         frozen_norms: keep the statistics of the backbone's batch norms; None: if it has weights from elsewhere.
         grad_checkpointing: recompute the backbone's maps in the backward pass instead of keeping them.
-        fpn_width: channels of the pyramid and of all heads; the layers after a box's cells have four times as many.
+        fpn_width: channels of the pyramid and of all heads, of FCOS 64, 96, ...; the layers after a box's cells
+            have four times as many.
         finest_stride: of the finest map that a one-stage kind uses: 8, or 4 for small objects. None: 8, and 4 for
             two-stage kinds, which have no other.
         anchor_scale: of the sides of anchors, which are 4 times the stride of their map, 8 times for two-stage kinds
@@ -85,7 +87,7 @@ def create_detector(
         CheckpointError: weights that cannot be read or belong to another network.
         FetchError: released weights that do not come.
     """
-    _check(kind, num_classes, finest_stride, anchor_scale)
+    _check(kind, num_classes, fpn_width, finest_stride, anchor_scale)
     if frozen_norms is None:
         frozen_norms = pretrained or weights is not None
     if nms_threshold is None:
@@ -120,11 +122,14 @@ def create_detector(
     return Detector(network, kind, num_classes, arguments, BACKGROUND if kind in TWO_STAGES else 0)
 
 
-def _check(kind: str, num_classes: int, finest_stride: int | None, anchor_scale: float) -> None:
+def _check(kind: str, num_classes: int, fpn_width: int, finest_stride: int | None, anchor_scale: float) -> None:
     if kind not in KINDS:
         raise ConfigError(f"detector {kind!r}: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if num_classes < 1:
         raise ConfigError(f"detector {kind!r}: got {num_classes} classes, expected at least one")
+    if fpn_width < 1 or (kind == "fcos" and (fpn_width % FCOS_GROUPS or fpn_width == FCOS_GROUPS)):
+        expected = f"a multiple of {FCOS_GROUPS} from {2 * FCOS_GROUPS} on" if kind == "fcos" else "at least 1"
+        raise ConfigError(f"detector {kind!r}: fpn_width {fpn_width}, expected {expected}")
     allowed = (4,) if kind in TWO_STAGES else (4, 8)
     if finest_stride is not None and finest_stride not in allowed:
         raise ConfigError(
