@@ -48,18 +48,7 @@ def create_feature_maps(
         CheckpointError: weights that cannot be read or belong to another network.
         FetchError: released weights that do not come.
     """
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (arguments or {}).items()}
-    refused = sorted({*loader_arguments(given), *({"in_chans", "img_size", "output_stride"} & given.keys())})
-    if refused:
-        raise ConfigError(f"backbone {name!r}: {', '.join(refused)} cannot be among the arguments of its constructor")
-    if name.startswith(HOSTED):
-        raise ConfigError(f"backbone {name!r}: expected the name of a model; give its weights by a file")
-    if img_size is not None:
-        if not has_fixed_size(name):
-            raise ConfigError(f"backbone {name!r}: takes images of any size and has no img_size; leave it out")
-        given["img_size"] = tuple(img_size) if isinstance(img_size, list) else img_size
-    if output_stride is not None:
-        given["output_stride"] = output_stride
+    given = _constructor_arguments(name, img_size, output_stride, arguments or {})
     if weights is not None:
         given["pretrained_cfg_overlay"] = {"state_dict": read_state_dict(weights), "custom_load": False}
     if pretrained and weights is None and not timm.is_model_pretrained(name):
@@ -82,6 +71,25 @@ def create_feature_maps(
             raise ConfigError(f"backbone {name!r}: cannot recompute its maps; leave grad_checkpointing out")
         switch(True)
     return features
+
+
+def _constructor_arguments(
+    name: str, img_size: int | tuple[int, int] | None, output_stride: int | None, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments out of JSON, where tuples are lists, with what has a place of its own."""
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    refused = sorted({*loader_arguments(given), *({"in_chans", "img_size", "output_stride"} & given.keys())})
+    if refused:
+        raise ConfigError(f"backbone {name!r}: {', '.join(refused)} cannot be among the arguments of its constructor")
+    if name.startswith(HOSTED):
+        raise ConfigError(f"backbone {name!r}: expected the name of a model; give its weights by a file")
+    if img_size is not None:
+        if not has_fixed_size(name):
+            raise ConfigError(f"backbone {name!r}: takes images of any size and has no img_size; leave it out")
+        given["img_size"] = tuple(img_size) if isinstance(img_size, list) else img_size
+    if output_stride is not None:
+        given["output_stride"] = output_stride
+    return given
 
 
 def takes_output_stride(name: str) -> bool:

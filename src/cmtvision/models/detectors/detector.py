@@ -23,7 +23,7 @@ Target = dict[str, torch.Tensor]
 STRIDE = 32  # of the coarsest map of a backbone
 
 
-class Padding(GeneralizedRCNNTransform):
+class Padding(GeneralizedRCNNTransform):  # type: ignore[misc]
     """Batches images of several sizes by padding: torchvision's transform without normalising and resizing."""
 
     def __init__(self, size_divisible: int = STRIDE) -> None:

@@ -179,7 +179,7 @@ def _with(encoder: Any, maps: nn.Module, backbone: str) -> nn.Module:
     if ours.feature_info.channels() != encoder.model.feature_info.channels():
         raise ConfigError(f"backbone {backbone!r}: its maps are not those of strides 2 or 4 to 32")
     encoder.model = maps
-    return encoder  # type: ignore[no-any-return]
+    return encoder
 
 
 def _plain(structure: Mapping[str, Any]) -> dict[str, Any]:
