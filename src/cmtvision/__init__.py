@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from cmtvision.engine.fit import fit
     from cmtvision.explain import explain_image
     from cmtvision.models import create_model, list_models
+    from cmtvision.models.detectors import create_detector
+    from cmtvision.models.segmenters import create_segmenter
 
 __version__ = "0.1.0"
 __all__ = [
     "Prediction",
     "Predictor",
     "calibrate",
+    "create_detector",
     "create_model",
+    "create_segmenter",
     "evaluate",
     "explain_image",
     "export",
@@ -43,7 +47,9 @@ _HOME = {
     "evaluate": "cmtvision.engine",
     "fit": "cmtvision.engine",
     "explain_image": "cmtvision.explain",
+    "create_detector": "cmtvision.models.detectors",
     "create_model": "cmtvision.models",
+    "create_segmenter": "cmtvision.models.segmenters",
     "list_models": "cmtvision.models",
 }
 

@@ -18,7 +18,7 @@ from cmtvision.errors import ConfigError
 from cmtvision.explain.stage_maps import evaluating, with_gradient
 from cmtvision.models.cmt import CMT
 from cmtvision.models.cmt.lmhsa import LightweightAttention
-from cmtvision.models.cmt.position import Grid, key_grid
+from cmtvision.models.cmt.position import Grid, key_grid, whole_bias
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,6 @@ class _Reader:
             for name in ("q", "k")
         )
         scores = q @ k.transpose(-2, -1) * module.scale  # (B, h, N, M)
-        weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+        weights = (scores if bias is None else scores + whole_bias(bias, q.shape[2])).softmax(dim=-1)
         stride = module.kv_stride
         self.found = Attention(self.stage, self.block, weights, grid, key_grid(grid, stride), stride)

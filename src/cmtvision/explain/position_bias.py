@@ -16,7 +16,7 @@ from torch import nn
 from cmtvision.errors import ConfigError
 from cmtvision.models.cmt import CMT
 from cmtvision.models.cmt.lmhsa import LightweightAttention
-from cmtvision.models.cmt.position import Grid, key_grid
+from cmtvision.models.cmt.position import Grid, key_grid, whole_bias
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def position_bias(network: nn.Module, stage: int = 1, block: int = 1, img_size: 
     grid = (-(-height // reduction), -(-width // reduction))
     keys = key_grid(grid, attention.kv_stride)
     with torch.no_grad():
-        table: torch.Tensor = bias(*grid)[0].detach()  # type: ignore[operator]  # (h, N, M)
+        matrix = whole_bias(bias(*grid), grid[0] * grid[1])  # type: ignore[operator]
+    table = matrix[0].detach()  # (h, N, M)
     maps = (table - table.mean(dim=2, keepdim=True)).unflatten(2, keys).unflatten(1, grid)  # (h, H, W, m, n)
     return BiasMaps(maps.float(), attention.kv_stride)
 

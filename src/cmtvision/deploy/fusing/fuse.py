@@ -16,14 +16,13 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cmtvision.deploy.fusing.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep
 from cmtvision.errors import ConfigError
 from cmtvision.models.cmt import CMT
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
-from cmtvision.models.cmt.lmhsa import LightweightAttention
+from cmtvision.models.cmt.lmhsa import LightweightAttention, fused_attention
 from cmtvision.models.cmt.lpu import LocalPerceptionUnit
 from cmtvision.models.cmt.position import Grid, PositionEmbedding
 from cmtvision.models.cmt.stage import Block, Stage
@@ -181,7 +180,7 @@ class FusedAttention(nn.Module):
         q = self.q(x).view(B, H * W, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, N, d)
         kv = self.kv(self.reduce(x)).flatten(1, 2).unflatten(2, (2, self.num_heads, self.head_dim))  # (B, M, 2, h, d)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, N, d)
+        out = fused_attention(q, k, v, bias)  # (B, h, N, d)
         return self.project(out.transpose(1, 2).reshape(B, H, W, C), add=residual)
 
 
@@ -226,7 +225,7 @@ class GridConstants:
         self._kept: dict[tuple[int, int, torch.dtype, torch.device], torch.Tensor] = {}
 
     def of(self, position_bias: nn.Module | None, x: torch.Tensor) -> torch.Tensor | None:
-        """The bias (1, h, N, M) in the type and on the device of a map (B, H, W, C)."""
+        """The bias (1, h, N, M), or its factors, in the type and on the device of a map (B, H, W, C)."""
         if position_bias is None:
             return None
         key = (x.shape[1], x.shape[2], x.dtype, x.device)

@@ -20,7 +20,7 @@ from cmtvision.models import CMT
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention
 from cmtvision.models.cmt.lpu import LocalPerceptionUnit
-from cmtvision.models.cmt.position import Grid, key_grid
+from cmtvision.models.cmt.position import Grid, key_grid, whole_bias
 
 
 @dataclass
@@ -233,7 +233,7 @@ def _listen_to_block(listen: Any, block: Any, stage: int, place: int, found: Tra
                 place,
                 AttentionTrace(
                     **split,
-                    bias=None if bias is None else _kept(bias[0]),
+                    bias=None if bias is None else _kept(whole_bias(bias, split["q"].shape[1])[0]),
                     mixed=_kept(heard["proj"][0][0][0]),
                     grid=(output.shape[2], output.shape[3]),
                     kv_stride=attention.kv_stride,

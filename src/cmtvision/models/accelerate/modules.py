@@ -91,7 +91,8 @@ class FastAttention(LightweightAttention):
         out = attention_by_kernel(q, k, v, bias, dropout)
         if out is not None:
             return out
-        if not self.training or bias is None or q.device.type != "cpu":
+        in_factors = bias is not None and bias.dim() != 4
+        if not self.training or bias is None or in_factors or q.device.type != "cpu":
             return super().attend(q, k, v, bias)
         return written_out_attention(q, k, v, bias, dropout)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from timm.layers import calculate_drop_path_rates, create_classifier, get_device_dtype, to_2tuple
-from timm.models import build_model_with_cfg
+from timm.models import FeatureListNet, build_model_with_cfg
 from torch import nn
 
 from cmtvision.models.cmt.checkpoint import checkpoint_filter_fn
@@ -68,7 +68,7 @@ class Parts:
         kv_norm: (dim), after the convolution that reduces keys and values; None as ``norm``.
         block_norm: (dim), before attention and feed-forward network.
         downsample_norm: (dim), after the convolution between stages.
-        position_bias: (num_heads, grid, kv_stride): height and width -> bias (1, h, N, M).
+        position_bias: (num_heads, grid, kv_stride): height and width -> bias (1, h, N, M), or its factors.
         position_embedding: (dim, grid), after the first stage's convolution: map -> map; None for none, as in the
             paper.
         final: (dim, width, norm_layer=), before the pooling: map -> map.
@@ -355,6 +355,16 @@ class CMT(nn.Module):
             torch._assert(x.shape[3] == self.img_size[1], "image width is not img_size; set dynamic_img_size=True")
 
 
+class FeatureMaps(FeatureListNet):
+    """timm's features_only: image (B, in_chans, H, W) of any size -> list of the maps after the stages."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Checkpoint block by block, as the whole network does; timm's would run whole stages twice, BN with them."""
+        for module in self.values():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
+
+
 def _image_size(img_size: int | tuple[int, int]) -> Grid:
     height, width = to_2tuple(img_size)
     if min(height, width) < 1:
@@ -392,7 +402,10 @@ def _init_module(module: nn.Module, needs_reset: bool) -> None:
 def create_cmt(name: str, pretrained: bool = False, row: str | None = None, **kwargs: Any) -> CMT:
     """Make a registered CMT through timm: a row of VARIANTS (``name`` itself by default), with changes for ``CMT``."""
     variant = VARIANTS[row or name]
-    feature_cfg = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True, **kwargs.pop("feature_cfg", {})}
+    feature_cfg = {
+        "out_indices": (0, 1, 2, 3), "flatten_sequential": True, "feature_cls": FeatureMaps,
+        **kwargs.pop("feature_cfg", {}),
+    }  # fmt: skip
     kwargs.setdefault("img_size", variant.input_size)
     read_by_us(name, pretrained, kwargs)
     model: CMT = build_model_with_cfg(

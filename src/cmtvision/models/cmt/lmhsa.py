@@ -4,7 +4,12 @@
     LMHSA(x) = Linear(softmax(q k^T / sqrt(d) + B) v)
 
 Keys and values come from a grid k times smaller in each direction, so the attention matrix has k^2 times fewer
-entries. B is learned, one value per head, query position and key position (position.py).
+entries. B is learned, one value per head, query position and key position. For a large image it comes as two factors,
+B = P K^T (position.py), and is never computed: P and K are further channels of queries and keys,
+
+    q k^T / sqrt(d) + P K^T = [q, sqrt(d) P] [k, K]^T / sqrt(d)
+
+so that PyTorch's attention runs in blocks of queries and keys, and memory grows with the pixels, not with their square.
 
 This is the one file in which a map becomes a sequence of tokens.
 Shapes: B batch, C channels, H W grid, N = H*W queries, M reduced keys, h heads, d = C/h head width.
@@ -15,9 +20,37 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
+from timm.models import register_notrace_function
 from torch import nn
 
 from cmtvision.models.cmt.padding import pad_to_multiple
+from cmtvision.models.cmt.position import whole_bias
+
+
+def fused_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, dropout: float = 0.0
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v by PyTorch's attention: (B, h, N, d).
+
+    Args:
+        q: queries (B, h, N, d).
+        k: keys (B, h, M, d).
+        v: values (B, h, M, d).
+        bias: (1, h, N, M), its factors (h, N + M, R), or None; in the type of q.
+        dropout: of the attention weights.
+    """
+    if bias is None or bias.dim() == 4:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    N, d, rank = q.shape[2], q.shape[3], bias.shape[2]
+    more = rank + (-(d + rank)) % 8  # kernels of GPUs want a head width that 8 divides
+    bias = F.pad(bias, [0, more - rank]).expand(q.shape[0], -1, -1, -1)  # (B, h, N + M, more)
+    q = torch.cat([q, bias[:, :, :N] * d**0.5], dim=3)  # (B, h, N, d + more)
+    k = torch.cat([k, bias[:, :, N:]], dim=3)  # (B, h, M, d + more)
+    v = F.pad(v, [0, more])  # of the same width, which the fastest kernels ask for
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=d**-0.5)[:, :, :, :d]
+
+
+register_notrace_function(fused_attention)
 
 
 class LightweightAttention(nn.Module):
@@ -75,7 +108,7 @@ class LightweightAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Map (B, dim, H, W) and the stage's bias (1, h, N, M) or None -> map (B, dim, H, W)."""
+        """Map (B, dim, H, W) and the stage's bias (1, h, N, M), its factors, or None -> map (B, dim, H, W)."""
         B, C, H, W = x.shape
         if self.position_bias is not None:
             bias = self.position_bias(H, W)
@@ -96,9 +129,8 @@ class LightweightAttention(nn.Module):
         if bias is not None:
             bias = bias.to(q.dtype)  # under autocast the table stays in float32
         if self.fused_attn:
-            dropout = self.attn_drop.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+            return fused_attention(q, k, v, bias, self.attn_drop.p if self.training else 0.0)
         attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, h, N, M)
         if bias is not None:
-            attn = attn + bias
+            attn = attn + whole_bias(bias, q.shape[2])
         return self.attn_drop(attn.softmax(dim=-1)) @ v

@@ -6,21 +6,30 @@
     embedding   x + E, one vector per position, as ViT and DeiT add it to their patches
 
 The released code accepts one image size; here all are resampled bicubically, B over its query grid and its key grid,
-as the paper describes for fine-tuning. The relative table covers all offsets between two queries of the grid,
-(2H-1)(2W-1) of them. Where keys have a smaller grid of M cells, the Keras family uses the LAST M queries'
-positions as the keys' own; we do the same, since its weights were trained this way (docs/deviations.md).
+as the paper describes for fine-tuning. Bicubic resampling is linear, so a resampled B is a product of two factors,
+
+    B = P K^T   P (h, N, R): the table resampled over the query grid;  K (M, R): the resampling over its R keys
+
+and images of more than 512 x 512 px get the factors instead: at 800 x 1333 px they are 23 times smaller than B in the
+first stage, and attention needs nothing else (lmhsa.py).
+
+The relative table covers all offsets between two queries of the grid, (2H-1)(2W-1) of them. Where keys have a smaller
+grid of M cells, the Keras family uses the LAST M queries' positions as the keys' own; we do the same, since its weights
+were trained this way (docs/deviations.md).
 
 Shapes: B batch, h heads, H W grid of queries, N = H*W queries, M keys.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_module
+from timm.models import register_notrace_function, register_notrace_module
 from torch import nn
 
 Grid = tuple[int, int]
+MOST_ENTRIES = 2**22
+"""Entries h * N * M up to which a resampled B is computed whole, those of CMT-S at 512 x 512 px: 16 MB in float32."""
 
 
 def is_of_size(rows: int, columns: int, height: int, width: int) -> bool:
@@ -52,17 +61,57 @@ def resample_bias_grid(table: torch.Tensor, height: int, width: int, key_height:
     return x.reshape(1, num_heads, height, width, key_height, key_width).to(table.dtype)
 
 
+def bias_factors(table: torch.Tensor, height: int, width: int, key_height: int, key_width: int) -> torch.Tensor:
+    """The factors of what ``resample_bias_grid`` computes: B = P K^T.
+
+    Input (1, h, Hq, Wq, Hk, Wk), output (h, N + M, R), R = Hk*Wk: the N rows of P, then the M rows of K.
+    """
+    num_heads, keys_h, keys_w = table.shape[1], table.shape[4], table.shape[5]
+    rank = keys_h * keys_w
+    x = table[0].float().flatten(3).permute(0, 3, 1, 2)  # (h, R, Hq, Wq)
+    x = F.interpolate(x, size=[height, width], mode="bicubic", align_corners=False).flatten(2)  # (h, R, N)
+    each_key = torch.eye(rank, device=table.device).reshape(1, rank, keys_h, keys_w)
+    each_key = F.interpolate(each_key, size=[key_height, key_width], mode="bicubic", align_corners=False).flatten(2)
+    factors = torch.cat([x, each_key.expand(num_heads, -1, -1)], dim=2)  # (h, R, N + M)
+    return factors.transpose(1, 2).to(table.dtype)  # (h, N + M, R)
+
+
+def whole_bias(bias: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """A bias that may be given by its factors, (h, N + M, R), as the matrix (1, h, N, M)."""
+    if bias.dim() == 4:
+        return bias
+    return (bias[:, :num_queries] @ bias[:, num_queries:].transpose(1, 2)).unsqueeze(0)
+
+
+register_notrace_function(whole_bias)
+
+
+def is_large(table: torch.Tensor, height: int, width: int, num_keys: int, most_entries: int) -> bool:
+    """Whether a resampled table should be left in factors; False if an exporter has symbols for the wanted size."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  # as in is_of_size
+        if not (type(height) is int and type(width) is int):
+            return False
+    rank = table.shape[4] * table.shape[5]
+    return table.shape[1] * height * width * num_keys > most_entries and 2 * rank <= num_keys
+
+
 @register_notrace_module
 class PositionBias(nn.Module):
     """The attention's B for one grid of queries and its grid of keys; resampled when called with another grid.
 
     The table is kept on its two grids, (1, h, Hq, Wq, Hk, Wk), so that a checkpoint says at which size it was trained.
     (With the leading 1 it has six dimensions: ``.to(memory_format=channels_last)`` fails on any tensor of five.)
+
+    Attributes:
+        most_entries: h * N * M up to which it is computed whole at other grids than the table's.
     """
+
+    most_entries: Final[int]
 
     def __init__(self, num_heads: int, grid: Grid, kv_stride: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.kv_stride = kv_stride
+        self.most_entries = MOST_ENTRIES
         shape = (1, num_heads, *grid, *key_grid(grid, kv_stride))
         self.table = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
@@ -79,10 +128,12 @@ class PositionBias(nn.Module):
         self.table = nn.Parameter(resampled, requires_grad=self.table.requires_grad)
 
     def forward(self, height: int, width: int) -> torch.Tensor:
-        """The bias (1, h, N, M) for a grid of height x width queries."""
+        """The bias (1, h, N, M) for a grid of height x width queries; its factors (h, N + M, R) where it is large."""
         table: torch.Tensor = self.table
         key_height, key_width = (height - 1) // self.kv_stride + 1, (width - 1) // self.kv_stride + 1
         if not is_of_size(table.shape[2], table.shape[3], height, width):
+            if is_large(table, height, width, key_height * key_width, self.most_entries):
+                return bias_factors(table, height, width, key_height, key_width)
             table = resample_bias_grid(table, height, width, key_height, key_width)
         return table.reshape(1, table.shape[1], height * width, key_height * key_width)  # (1, h, N, M)
 

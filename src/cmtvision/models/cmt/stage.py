@@ -51,7 +51,7 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Map (B, dim, H, W) and the stage's position bias (1, h, N, M) or None -> map (B, dim, H, W)."""
+        """Map (B, dim, H, W) and the stage's position bias (position.py) or None -> map (B, dim, H, W)."""
         x = self.lpu(x)
         x = x + self.drop_path1(self.lmhsa(self.norm1(x), bias))
         return x + self.drop_path2(self.irffn(self.norm2(x)))
@@ -102,7 +102,7 @@ class Stage(nn.Module):
         x = self.position_embedding(self.downsample(x))
         bias: torch.Tensor | None = None
         if self.position_bias is not None:
-            bias = self.position_bias(x.shape[2], x.shape[3])  # (1, h, N, M)
+            bias = self.position_bias(x.shape[2], x.shape[3])  # (1, h, N, M), or its factors
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x = recomputed(block, x, bias)
