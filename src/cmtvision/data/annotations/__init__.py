@@ -1,7 +1,7 @@
 """Images with annotations: boxes, outlines and masks, read from the formats that people have.
 
-``read_detection`` reads COCO, YOLO and Pascal VOC, ``read_segmentation`` images with masks, Pascal VOC and COCO. Nothing
-that a file says is trusted: names may not lead out of the folder, numbers must be finite, sizes must be the image's.
+``read_detection`` reads COCO, YOLO and Pascal VOC, ``read_segmentation`` images with masks, Pascal VOC and COCO.
+Nothing that a file says is trusted: names may not lead out of the folder, numbers must be finite, sizes the image's.
 """
 
 from cmtvision.data.annotations.read import read_detection, read_segmentation

@@ -1,8 +1,8 @@
 """COCO JSON: our own folders, those of the COCO data set, and exports of annotation tools.
 
-Recognised are a folder ``annotations/`` with ``instances_<part>.json`` (``instances_train2017.json``) beside the folders
-of images (``train/``, ``train2017/``, ``images/train/``, ``images/``), folders ``train/``, ``valid/``, ``test/`` that
-each hold images with their ``_annotations.coco.json``, and a single JSON file.
+Recognised are a folder ``annotations/`` with ``instances_<part>.json`` (``instances_train2017.json``) beside the
+folders of images (``train/``, ``train2017/``, ``images/train/``, ``images/``), folders ``train/``, ``valid/``,
+``test/`` that each hold images with their ``_annotations.coco.json``, and a single JSON file.
 
 Classes are the categories in the order of their ids, as the training file lists them; other files may number them
 differently, and are matched by name. Annotations are not used by their ids, so ids given twice do no harm.

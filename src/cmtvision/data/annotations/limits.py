@@ -1,4 +1,4 @@
-"""Annotation files are not trusted: how large they may be, and reading them with one clear line where they are wrong."""
+"""Annotation files are not trusted: how large they may be, and reading them with one clear line where they fail."""
 
 import json
 import math

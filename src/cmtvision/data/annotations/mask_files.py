@@ -1,6 +1,5 @@
 """Reading a mask: a picture of class numbers, as palette (the index counts, not the colour), gray or one-bit pixels."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
     try:
         if not path.is_file():
             raise DataError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}")
-        size = os.stat(path).st_size
+        size = path.stat().st_size
         if size > max_bytes:
             raise DataError(f"{path}: {size:,} bytes, more than the limit of {max_bytes:,} (data.max_bytes)")
         with Image.open(path, formats=_FORMATS) as picture:

@@ -2,8 +2,8 @@
 
 Recognised are ``train/images`` with ``train/masks`` (and ``val``, ``test``), ``images/train`` with ``masks/train``,
 ``images`` with ``masks``, and VOC's ``JPEGImages`` with ``SegmentationClass``. A mask belongs to the image of its name,
-whatever the two suffixes; ``_mask`` or ``_L`` may follow the image's name. ``classes.txt`` names the classes, one a line
-from class 0 on; a class called void, ignore or unlabelled stands for pixels that belong to no class.
+whatever the two suffixes; ``_mask`` or ``_L`` may follow the image's name. ``classes.txt`` names the classes, one a
+line from class 0 on; a class called void, ignore or unlabelled stands for pixels that belong to no class.
 """
 
 from collections.abc import Iterator

@@ -50,8 +50,8 @@ DETECTION_FORMATS = (
     "data.yaml), or Pascal VOC (Annotations/ and JPEGImages/)"
 )
 SEGMENTATION_FORMATS = (
-    "images with masks of the same names (train/images and train/masks, or images/ and masks/), Pascal VOC (JPEGImages/ "
-    "and SegmentationClass/), or COCO (annotations/instances_train.json beside train/)"
+    "images with masks of the same names (train/images and train/masks, or images/ and masks/), Pascal VOC "
+    "(JPEGImages/ and SegmentationClass/), or COCO (annotations/instances_train.json beside train/)"
 )
 BACKGROUND = "background"
 _MOST_CLASSES = 65_536  # a 16-bit mask has no more numbers
@@ -272,7 +272,7 @@ def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, voi
 
 
 def _drawn(sample: DetectionSample) -> tuple[DrawnMask, tuple[int, ...]]:
-    """The mask of an image's outlines, the largest first, and its classes; groups (crowd) are of their class as well."""
+    """The mask of an image's outlines, the largest first, and its classes; groups (crowd) are drawn as well."""
     order = sorted(range(len(sample.outlines)), key=lambda place: -float(sample.area[place]))
     outlined = [(outline, int(sample.labels[place]) + 1) for place in order
                 if (outline := sample.outlines[place]) is not None]  # fmt: skip

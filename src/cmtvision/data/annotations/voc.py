@@ -113,7 +113,7 @@ def _read_objects(file: Path, image: RawImage, listing: RawListing) -> None:
 
 
 def _parsed(file: Path) -> ElementTree.Element:
-    parser = ElementTree.XMLParser(target=_NoDoctype())  # noqa: S314  # its document types are refused
+    parser = ElementTree.XMLParser(target=_NoDoctype())  # its document types are refused
     try:
         parser.feed(read_bytes(file, MAX_TEXT_BYTES))
         tree = parser.close()

@@ -2,9 +2,9 @@
 
 x and y are the box's middle. A line may instead give an outline, ``class x y x y x y ...`` with three points or more;
 its box is the smallest around it. Images are in folders called ``images``, labels of the same names in ``labels``
-(``images/train`` and ``labels/train``, or ``train/images`` and ``train/labels``), or beside the images. ``data.yaml`` may
-name the classes and the folders of the parts; without it, ``classes.txt`` (one name a line) or ``obj.names`` does, and
-classes without names are called by their number. An image without a text file, or with an empty one, has no object.
+(``images/train`` and ``labels/train``, or ``train/images`` and ``train/labels``), or beside the images. ``data.yaml``
+may name the classes and the folders of the parts; without it, ``classes.txt`` (one name a line) or ``obj.names`` does,
+and classes without names are called by their number. An image without a text file, or with an empty one, has no object.
 
 Paths in data.yaml are read from the folder that holds it, whatever its ``path`` says: a downloaded file names folders
 of another machine, and none may lead out of the data.
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cmtvision.data.annotations.limits import MAX_POINTS, MAX_TEXT_BYTES, name_below, number, read_text
+from cmtvision.data.annotations.limits import MAX_POINTS, name_below, number, read_text
 from cmtvision.data.annotations.outlines import polygon_points
 from cmtvision.data.annotations.raw import RawImage, RawListing, RawObject
 from cmtvision.data.listing.class_folders import EXTENSIONS, images_below
@@ -106,7 +106,7 @@ def _read_objects(file: Path, image: RawImage, listing: RawListing, numbers: set
         values = [_share(cell, where) for cell in cells[1:]]
         if len(values) > 2 * MAX_POINTS:
             raise DataError(f"{where}: an outline of more than {MAX_POINTS:,} points")
-        if len(values) != 4 and len(values) % 2 or not values:
+        if (len(values) != 4 and len(values) % 2) or not values:
             raise DataError(f"{where}: {len(cells)} fields, expected class x y width height, or class x y x y x y ...")
         if None in values:
             listing.left_out.add("a box left out: a coordinate that is not a finite number", where)
@@ -203,7 +203,7 @@ def _stated_folders(file: Path, content: dict[str, Any]) -> dict[Path, str | Non
 
 
 def _place(base: Path, stated: str, value: str) -> Path | None:
-    """A folder or list below the base that a data.yaml names; leading '..' and folders of other machines are dropped."""
+    """A folder or list below the base that a data.yaml names; leading '..' and other machines' folders are dropped."""
     parts = [part for part in PurePosixPath(value.replace("\\", "/")).parts if part not in ("..", "/", ".")]
     prefix = [part for part in PurePosixPath(stated.replace("\\", "/")).parts if part not in ("..", "/", ".")]
     for tail in (parts, [*prefix, *parts], *(parts[skip:] for skip in range(1, len(parts)))):
