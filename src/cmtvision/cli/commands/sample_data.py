@@ -3,7 +3,7 @@
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -76,9 +76,16 @@ def _write_scenes(
     from cmtvision.data.scenes.write import NUM_SCENES, write_sample_scenes
 
     number = NUM_SCENES if scenes is None else scenes
+    kind: Literal["detection", "segmentation"] = "detection" if task is Task.DETECTION else "segmentation"
     with output.progress("composing scenes") as progress:
         summary = write_sample_scenes(
-            directory, task.value, scenes=number, seed=seed or 0, full=full, overwrite=overwrite, progress=progress
+            directory,
+            kind,
+            scenes=number,
+            seed=seed or 0,
+            full=full,
+            overwrite=overwrite,
+            progress=progress,
         )
     if json:
         output.result_json(

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -49,10 +49,10 @@ class Facts(NamedTuple):
     orientation: int
 
 
-class Usable(NamedTuple):
+class Usable(NamedTuple, Generic[Sample]):
     """A sample with its name, its part, and what goes into the fingerprint."""
 
-    sample: DetectionSample | SegmentationSample
+    sample: Sample
     relative: str
     part: str | None
     key: bytes
@@ -135,13 +135,13 @@ def build_detection(listing: RawListing, source: str, options: BuildOptions) -> 
         sample = _detection_sample(image, found, turn, number, outlined, listing.left_out)
         samples.append(Usable(sample, image.relative, image.part, _detection_key(sample)))
     index = _index(listing, source, options, classes, samples)
-    learned = [sample for sample in index.train if isinstance(sample, DetectionSample)]
+    learned = index.train
     if not any((~sample.crowd).any() for sample in learned) and options.classes is None:
         notes = "; ".join(listing.left_out.notes())
         raise DataError(
             f"{source}: no box to learn from in {len(learned):,} training images{'; ' + notes if notes else ''}"
         )
-    return replace(index, notes=[*listing.left_out.notes(), *_detection_notes(index, turned)])  # type: ignore[arg-type]
+    return replace(index, notes=[*listing.left_out.notes(), *_detection_notes(index, turned)])
 
 
 def build_segmentation(
@@ -149,7 +149,7 @@ def build_segmentation(
     source: str,
     options: BuildOptions,
     classes: list[str],
-    samples: list[Usable],
+    samples: list[Usable[SegmentationSample]],
     void: int,
     turned: int,
 ) -> AnnotationIndex[SegmentationSample]:
@@ -164,7 +164,7 @@ def build_segmentation(
     if not index.train and options.classes is None:
         raise DataError(f"{source}: no image to train on; put images and masks into train/images and train/masks")
     notes = [*listing.left_out.notes(), *_turned_note(turned, "masks")]
-    return replace(index, notes=notes, void=void)  # type: ignore[arg-type]
+    return replace(index, notes=notes, void=void)
 
 
 def settled(images: Sequence[RawImage], options: BuildOptions) -> None:
@@ -182,7 +182,7 @@ def _settle_parts(images: Sequence[RawImage], options: BuildOptions) -> None:
 
 
 def _index(
-    listing: RawListing, source: str, options: BuildOptions, classes: list[str], usable: list[Usable]
+    listing: RawListing, source: str, options: BuildOptions, classes: list[str], usable: list[Usable[Sample]]
 ) -> AnnotationIndex[Sample]:
     """The samples in their parts; where nothing is held out for choices, some training images are, by seed."""
     usable = sorted(usable, key=lambda one: one.relative)
@@ -204,7 +204,7 @@ def _index(
         [one.sample for one in usable if parts[one.relative] == part] for part in ("train", "val", "test")
     )
     return AnnotationIndex(
-        root=listing.root, format=listing.format, classes=classes, train=train, val=val, test=test,  # type: ignore[arg-type]
+        root=listing.root, format=listing.format, classes=classes, train=train, val=val, test=test,
         skipped=sorted(listing.skipped, key=lambda item: (str(item.path), item.reason)), fingerprint=digest.hexdigest(),
         split_source=split_source, source=str(Path(source).resolve()),
     )  # fmt: skip

@@ -50,7 +50,7 @@ def mask_folders(source: Path) -> list[tuple[Path, Path, str | None]]:
     whole = {name: (images, masks) for name, (images, masks) in pairs.items() if masks and images.is_dir()}
     if whole:
         parts = parts_of(whole, str(source))
-        return [(whole[name][0], whole[name][1], part) for name, part in parts.items()]  # type: ignore[misc]
+        return [(whole[name][0], whole[name][1], part) for name, part in parts.items()]
     images, masks = source / "images", _masks_in(source)
     if not images.is_dir() or masks is None:
         return []

@@ -189,7 +189,7 @@ def _from_masks(
             numbers = read_mask(pair.mask, options.max_pixels, options.max_bytes)
         except DataError as error:
             return Skipped(pair.mask, str(error).removeprefix(f"{pair.mask}: "))
-        turn = turn_needed(numbers.shape, facts.stored, facts.orientation)  # type: ignore[arg-type]
+        turn = turn_needed(numbers.shape, facts.stored, facts.orientation)
         if turn is None:
             sizes = [f"{width} x {height}" for height, width in (numbers.shape, facts.stored)]
             return Skipped(pair.mask, f"{sizes[0]} pixels, its image has {sizes[1]}")
@@ -204,7 +204,8 @@ def _from_masks(
     if names is None:
         largest = max((value for *_, values in found for value in values if value != void), default=-1)
         names = [str(value) for value in range(largest + 1)]
-    samples, turned = [], 0
+    samples: list[Usable[SegmentationSample]] = []
+    turned = 0
     raw = [RawImage(pair.path, pair.relative, pair.part) for pair, *_ in found]
     settled(raw, options)
     for (pair, facts, mask, values), image in zip(found, raw, strict=True):

@@ -102,7 +102,7 @@ class SegmentationSample:
     labels: tuple[int, ...] = ()
 
 
-Sample = TypeVar("Sample", DetectionSample, SegmentationSample)
+Sample = TypeVar("Sample", bound=DetectionSample | SegmentationSample)
 
 
 @dataclass(frozen=True)
@@ -166,5 +166,5 @@ DetectionIndex: TypeAlias = AnnotationIndex[DetectionSample]
 SegmentationIndex: TypeAlias = AnnotationIndex[SegmentationSample]
 
 
-def _counts(samples: Sequence[DetectionSample] | Sequence[SegmentationSample]) -> Counter[int]:
+def _counts(samples: Sequence[DetectionSample | SegmentationSample]) -> Counter[int]:
     return Counter(int(label) for sample in samples for label in sample.labels)

@@ -21,14 +21,16 @@ def background(size: int, draws: Draws) -> npt.NDArray[np.uint8]:
     colour = np.array(draws.one_of(_WOODS if kind == "wood" else _GROUNDS), dtype=np.int64)
     shade = {"plain": _plain, "wood": _wood, "tiles": _tiles, "cloth": _cloth, "patches": _patches}[kind](size, draws)
     ground = colour + shade[..., None] + _light(size, draws)[..., None] + draws.array(-3, 3, size, size)[..., None]
-    return np.clip(ground, 0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.clip(ground, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _light(size: int, draws: Draws) -> npt.NDArray[np.int64]:
     """Brighter towards one side."""
     rows, columns = np.mgrid[0:size, 0:size]
     right, down = draws.between(-18, 18), draws.between(-18, 18)
-    return (columns * 2 - size) * right // size + (rows * 2 - size) * down // size
+    light: npt.NDArray[np.int64] = (columns * 2 - size) * right // size + (rows * 2 - size) * down // size
+    return light
 
 
 def _smooth(size: int, cells: tuple[int, int], reach: int, draws: Draws) -> npt.NDArray[np.int64]:

@@ -1,9 +1,9 @@
-"""Random changes of an image together with its boxes and masks: torchvision's transforms, drawn by the global generators.
+"""Random changes of an image together with its boxes and masks, by torchvision's transforms and its global generator.
 
 Two kinds of geometry. Large-scale jitter: the image is fitted into the crop, enlarged or shrunk by a random factor, and
 a window of fixed size is cut out, with mean colour where the image does not reach. Multi-scale: the shorter side gets
-one of several lengths, and nothing is cropped. Then a mirror image, and changes of brightness, contrast, saturation, hue
-and channels. Boxes are cut at the window; an object of which less than a pixel is left is dropped.
+one of several lengths, and nothing is cropped. Then a mirror image, and changes of brightness, contrast, saturation,
+hue and channels. Boxes are cut at the window; an object of which less than a pixel is left is dropped.
 
 Masks are resized to the nearest pixel by pixel centres; torchvision's own way takes the pixel's corner, which moves an
 enlarged mask by half a pixel against its image.
@@ -75,7 +75,8 @@ class DenseTransform:
     Args:
         preprocess: filter, mean, std and channels.
         augment: what is changed.
-        void: what fills a semantic mask where the image does not reach.
+        void: what fills a semantic mask where the image does not reach. Objects' masks are bytes, in which it is no
+            object; for detection leave it.
 
     Raises:
         ConfigError: a number of channels other than 1 or 3.
@@ -111,13 +112,14 @@ class DenseTransform:
         """
         picture: Image.Image = scene["image"]
         wanted = "L" if self.preprocess.channels == 1 else "RGB"
-        # Instance masks are padded with 0, a semantic mask with void: the latter's number is the fill of both.
         masks = scene.get("masks")
-        out = self._steps({**scene, "image": picture if picture.mode == wanted else picture.convert(wanted)})
+        if masks is not None:
+            scene = {**scene, "masks": tv_tensors.Mask(masks.to(torch.uint8))}
+        out: Scene = self._steps({**scene, "image": picture if picture.mode == wanted else picture.convert(wanted)})
         pixels = np.asarray(out["image"])
         out["image"] = torch.from_numpy(self.preprocess.finish(pixels if pixels.ndim == 3 else pixels[:, :, None]))
         if masks is not None:
-            out["masks"] = out["masks"].as_subclass(torch.Tensor) == 1  # (N, H, W)
+            out["masks"] = out["masks"].as_subclass(torch.Tensor) == 1  # (N, H, W); what was filled is not
         if "mask" in out:
             out["mask"] = out["mask"].as_subclass(torch.Tensor)
         if "boxes" in out:
@@ -130,7 +132,7 @@ class DenseTransform:
         return out
 
 
-class _Resize(v2.Transform):
+class _Resize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Resizes to a size that depends on the image and on chance."""
 
     def __init__(self, mode: InterpolationMode) -> None:

@@ -55,8 +55,8 @@ class SegmentationTarget(TypedDict):
     scale: tuple[float, float]
 
 
-_Sample = TypeVar("_Sample", DetectionSample, SegmentationSample)
-_Target = TypeVar("_Target", DetectionTarget, SegmentationTarget)
+_Sample = TypeVar("_Sample", bound=DetectionSample | SegmentationSample)
+_Target = TypeVar("_Target", bound=DetectionTarget | SegmentationTarget)
 _NO_WAY_BACK = (float("nan"), float("nan"))
 
 
@@ -102,24 +102,25 @@ class _DenseDataset(Dataset[tuple[torch.Tensor, _Target, int]], Generic[_Sample,
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, _Target, int]:
         virtual, index = index, index % len(self.samples)
-        if not self.training:
-            return (*self._whole(self.samples[index]), index)
+        transform = self.transform
+        if isinstance(transform, WholeImage):
+            return (*self._whole(self.samples[index], transform), index)
         for step in range(len(self.samples)):  # the same choice in every worker and epoch
-            place = (index + step) % len(self.samples)
+            place: int = (index + step) % len(self.samples)
             if bool(self._failed[place]):
                 continue
             try:
                 with keyed_rng(self.seed, int(self._epoch), virtual):
-                    return (*self._changed(self.samples[place]), index)
+                    return (*self._changed(self.samples[place], transform), index)
             except DataError as error:
                 _log.warning("%s; another image takes its place", error)
                 self._failed[place] = True
         raise DataError(f"{self.samples[index].path}: no image of this data set can be read any more")
 
-    def _whole(self, sample: _Sample) -> tuple[torch.Tensor, _Target]:
+    def _whole(self, sample: _Sample, transform: WholeImage) -> tuple[torch.Tensor, _Target]:
         raise NotImplementedError
 
-    def _changed(self, sample: _Sample) -> tuple[torch.Tensor, _Target]:
+    def _changed(self, sample: _Sample, transform: DenseTransform) -> tuple[torch.Tensor, _Target]:
         raise NotImplementedError
 
 
@@ -150,9 +151,8 @@ class DetectionDataset(_DenseDataset[DetectionSample, DetectionTarget]):
         super().__init__(samples, transform, seed=seed, max_pixels=max_pixels, max_bytes=max_bytes)
         self.masks = masks
 
-    def _whole(self, sample: DetectionSample) -> tuple[torch.Tensor, DetectionTarget]:
-        assert isinstance(self.transform, WholeImage)
-        prepared = self.transform(sample.path, self.max_pixels, self.max_bytes)
+    def _whole(self, sample: DetectionSample, transform: WholeImage) -> tuple[torch.Tensor, DetectionTarget]:
+        prepared = transform(sample.path, self.max_pixels, self.max_bytes)
         _check_size(sample, prepared.original)
         x, y = prepared.scale
         height, width = prepared.image.shape[1:]
@@ -167,7 +167,7 @@ class DetectionDataset(_DenseDataset[DetectionSample, DetectionTarget]):
             target["masks"], target["has_mask"] = torch.from_numpy(masks), torch.from_numpy(sample.has_mask)
         return torch.from_numpy(prepared.image), target
 
-    def _changed(self, sample: DetectionSample) -> tuple[torch.Tensor, DetectionTarget]:
+    def _changed(self, sample: DetectionSample, transform: DenseTransform) -> tuple[torch.Tensor, DetectionTarget]:
         picture = open_image(sample.path, self.max_pixels, self.max_bytes)
         _check_size(sample, (picture.height, picture.width))
         scene = {
@@ -175,8 +175,8 @@ class DetectionDataset(_DenseDataset[DetectionSample, DetectionTarget]):
             "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(sample.boxes), format="XYXY", canvas_size=sample.size),
         }
         if self.masks:
-            scene["masks"] = tv_tensors.Mask(torch.from_numpy(sample.masks().astype(np.uint8)))
-        out = self.transform(scene)
+            scene["masks"] = tv_tensors.Mask(torch.from_numpy(sample.masks()))
+        out = transform(scene)
         image, kept = out["image"], out["objects"]
         target = _target(sample, out["boxes"], tuple(image.shape[1:]), _NO_WAY_BACK, kept)
         if self.masks:
@@ -187,9 +187,8 @@ class DetectionDataset(_DenseDataset[DetectionSample, DetectionTarget]):
 class SegmentationDataset(_DenseDataset[SegmentationSample, SegmentationTarget]):
     """Images as (tensor (C, H, W) float32, ``SegmentationTarget``, index); arguments as for ``DetectionDataset``."""
 
-    def _whole(self, sample: SegmentationSample) -> tuple[torch.Tensor, SegmentationTarget]:
-        assert isinstance(self.transform, WholeImage)
-        prepared = self.transform(sample.path, self.max_pixels, self.max_bytes)
+    def _whole(self, sample: SegmentationSample, transform: WholeImage) -> tuple[torch.Tensor, SegmentationTarget]:
+        prepared = transform(sample.path, self.max_pixels, self.max_bytes)
         _check_size(sample, prepared.original)
         height, width = prepared.image.shape[1:]
         return torch.from_numpy(prepared.image), {
@@ -197,10 +196,12 @@ class SegmentationDataset(_DenseDataset[SegmentationSample, SegmentationTarget])
             "original_size": sample.size, "scale": prepared.scale,
         }  # fmt: skip
 
-    def _changed(self, sample: SegmentationSample) -> tuple[torch.Tensor, SegmentationTarget]:
+    def _changed(
+        self, sample: SegmentationSample, transform: DenseTransform
+    ) -> tuple[torch.Tensor, SegmentationTarget]:
         picture = open_image(sample.path, self.max_pixels, self.max_bytes)
         _check_size(sample, (picture.height, picture.width))
-        out = self.transform({"image": picture, "mask": tv_tensors.Mask(torch.from_numpy(_class_map(sample)))})
+        out = transform({"image": picture, "mask": tv_tensors.Mask(torch.from_numpy(_class_map(sample)))})
         height, width = out["image"].shape[1:]
         return out["image"], {
             "mask": out["mask"], "void": sample.void, "size": (height, width), "original_size": sample.size,
@@ -282,9 +283,7 @@ def _class_map(sample: SegmentationSample) -> "np.ndarray[tuple[int, ...], np.dt
 def _check_size(sample: DetectionSample | SegmentationSample, size: tuple[int, int]) -> None:
     if size != sample.size:
         was, now = (f"{width} x {height}" for height, width in (sample.size, size))
-        raise DataError(
-            f"{sample.path}: had {was} pixels when the annotations were read, and has {now}; read them again"
-        )
+        raise DataError(f"{sample.path}: {now} pixels, and {was} when its annotations were read; read them again")
 
 
 def _stacked(images: Sequence[torch.Tensor], divisor: int) -> torch.Tensor:
