@@ -168,9 +168,7 @@ def _edges(classes: Classes, void: int) -> npt.NDArray[np.bool_]:
 
 def _check(truth: Classes, predicted: Classes, num_classes: int, void: int) -> None:
     if truth.ndim != 2 or truth.shape != predicted.shape:
-        raise DataError(
-            f"segmentation: truth of shape {truth.shape}, prediction {predicted.shape}; expected both (H, W)"
-        )
+        raise DataError(f"segmentation: truth {truth.shape} and prediction {predicted.shape}, expected both (H, W)")
     for name, classes in (("truth", truth[truth != void]), ("prediction", predicted)):
         if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
             raise DataError(
