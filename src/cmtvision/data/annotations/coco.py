@@ -106,10 +106,10 @@ def _list_file(file: _File, listing: RawListing, seen: dict[str, RawImage], max_
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
         raise DataError(f"{file.json}: no list of annotations; without one it can only be predicted")
-    known: dict[int, set[tuple[object, ...]]] = defaultdict(set)  # per image, to find what is listed twice
+    known: dict[int, set[int]] = defaultdict(set)  # hashes per image, to find what is listed twice
     for annotation in _objects(file.json, annotations, images, categories, listing.left_out):
         image, found = annotation
-        same = (found.label, found.box, found.crowd, found.outline.key() if found.outline else b"")
+        same = hash((found.label, found.box, found.crowd, found.outline.key() if found.outline else b""))
         if same in known[id(image)]:
             listing.left_out.add("a box listed twice", found.where)
             continue
