@@ -5,7 +5,7 @@ import typer
 from cmtvision.cli.app import app
 
 FROZEN = {
-    "sample-data": ["directory", "--full", "--overwrite", "--json"],
+    "sample-data": ["directory", "--task", "--full", "--scenes", "--seed", "--overwrite", "--json"],
     "check-data": [
         "data", "--out", "--fix", "--model", "--multi-label", "--image-column", "--label-column", "--device", "--seed",
         "--strict", "--overwrite", "--json",

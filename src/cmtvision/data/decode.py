@@ -306,7 +306,7 @@ def _plain(picture: Image.Image, max_pixels: int, name: str, short_side: int | N
 
 
 def _rgb_or_gray(picture: Image.Image, name: str) -> Image.Image:
-    if picture.info and _orientation(picture) in range(2, 9):
+    if picture.info and orientation(picture) in range(2, 9):
         picture = ImageOps.exif_transpose(picture)
     if picture.mode in {"RGB", "L"}:
         return _on_white(picture) if "transparency" in picture.info else picture
@@ -319,7 +319,8 @@ def _rgb_or_gray(picture: Image.Image, name: str) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where the image says nothing or nothing readable."""
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the picture, which is then taken as it stands

@@ -28,10 +28,11 @@ CLASSES = (
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_SEED = 2017
 _VAL_PER_CLASS = 200
-_MARK = "FASHION-MNIST-LICENSE.txt"
+MARK = "FASHION-MNIST-LICENSE.txt"
+"""The file by which a folder of sample data is known as ours."""
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x1c\0\0\0\x1c\x08\0"  # 28 x 28 pixels, 8 bits, gray
 Progress = Callable[[int, int], None]
-_Photos = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # (N, 28, 28) pixels, (N,) labels
+Photos = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # (N, 28, 28) pixels, (N,) labels
 
 
 @dataclass(frozen=True)
@@ -70,25 +71,40 @@ def write_sample_data(
     """
     target = Path(directory)
     check_target(target, overwrite, "photos", _foreign)
-    bundled = resources.files("cmtvision.data") / "fashion_mnist"
-    test = _test_photos()
-    if full:
-        folder = Path(source) if source is not None else _originals(cache_dir)
-        origin, train, val = str(folder), _photos(folder, "train", 60_000), test
-        parts = {"train": (train, np.arange(60_000)), "val": (val, np.arange(10_000))}
-    else:
-        origin = "bundled"
-        parts = {part: (test, places) for part, places in _split(test[1]).items()}
+    parts, origin = photos_in_parts(full, source, cache_dir)
     partial = partial_folder(target)
     try:
         _write(partial, parts, progress)
-        (partial / _MARK).write_bytes((bundled / "LICENSE").read_bytes())
+        (partial / MARK).write_bytes(licence())
         move_into_place(partial, target, _foreign)
     except OSError as error:
         raise DataError(f"{target}: the photos cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return SampleSummary(target, len(parts["train"][1]), len(parts["val"][1]), CLASSES, origin)
+
+
+def photos_in_parts(
+    full: bool = False,
+    source: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[dict[str, tuple[Photos, npt.NDArray[np.int64]]], str]:
+    """For 'train' and 'val' the images and the positions of those in the part; and where they came from.
+
+    Raises:
+        DataError: the images of ``full`` cannot be fetched.
+    """
+    test = _test_photos()
+    if not full:
+        return {part: (test, places) for part, places in _split(test[1]).items()}, "bundled"
+    folder = Path(source) if source is not None else _originals(cache_dir)
+    train = _photos(folder, "train", 60_000)
+    return {"train": (train, np.arange(60_000)), "val": (test, np.arange(10_000))}, str(folder)
+
+
+def licence() -> bytes:
+    """The licence under which the images are published; it goes wherever they go."""
+    return (resources.files("cmtvision.data") / "fashion_mnist" / "LICENSE").read_bytes()
 
 
 def _split(labels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.int64]]:
@@ -111,14 +127,14 @@ def _foreign(folder: Path) -> str | None:
     for name, item in below(folder):
         if item.is_symlink() or item.is_dir():
             ours = name in folders and not item.is_symlink()
-        elif name == _MARK:
+        elif name == MARK:
             ours = True
         else:  # the labels of the original training images are not at hand: their names must be of the kind
             kind = full and re.fullmatch(rf"train/({classes})/[0-5][0-9]{{4}}\.png", name)
             ours = bool(name in files or kind) and _is_photo(item)
         if not ours:
             return f"it holds {name}"
-    return None if (folder / _MARK).is_file() else f"it has no {_MARK}"
+    return None if (folder / MARK).is_file() else f"it has no {MARK}"
 
 
 def _is_photo(file: Path) -> bool:
@@ -132,7 +148,7 @@ def _name(part: str, label: int, place: int) -> str:
     return f"{part}/{CLASSES[label]}/{place:05d}.png"
 
 
-def _write(folder: Path, parts: dict[str, tuple[_Photos, npt.NDArray[np.int64]]], progress: Progress | None) -> None:
+def _write(folder: Path, parts: dict[str, tuple[Photos, npt.NDArray[np.int64]]], progress: Progress | None) -> None:
     total = sum(len(places) for _, places in parts.values())
     done = 0
     for part, ((images, labels), places) in parts.items():
@@ -146,11 +162,11 @@ def _write(folder: Path, parts: dict[str, tuple[_Photos, npt.NDArray[np.int64]]]
                 progress(done, total)
 
 
-def _test_photos() -> _Photos:
+def _test_photos() -> Photos:
     return _photos(resources.files("cmtvision.data") / "fashion_mnist", "t10k", 10_000)
 
 
-def _photos(folder: Path | Traversable, part: str, count: int) -> _Photos:
+def _photos(folder: Path | Traversable, part: str, count: int) -> Photos:
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", (count, 28, 28))
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
     if labels.max() >= len(CLASSES):

@@ -1,0 +1,109 @@
+"""Reading a mask: a picture of class numbers, as palette (the index counts, not the colour), gray or one-bit pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cmtvision.data.annotations.orientation import turned_mask
+from cmtvision.data.annotations.outlines import Outline
+from cmtvision.data.annotations.samples import ClassMap
+from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS
+from cmtvision.errors import DataError
+
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+"""Files that keep class numbers as they are; JPEG would change them."""
+_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """A mask in a file of its own.
+
+    Args:
+        path: of the mask.
+        turn: EXIF orientation of the image by which the mask becomes upright (see ``orientation``).
+        max_pixels, max_bytes: refuse larger ones.
+    """
+
+    path: Path
+    turn: int = 1
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
+
+    def read(self) -> ClassMap:
+        """The class numbers (H, W). DataError where ``read_mask`` refuses it."""
+        return np.ascontiguousarray(turned_mask(read_mask(self.path, self.max_pixels, self.max_bytes), self.turn))
+
+    def key(self) -> bytes:
+        """The file's size; its content is not read for a fingerprint, as that of images is not."""
+        return f"{self.path.name} {self.path.stat().st_size} {self.turn}".encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnMask:
+    """A mask drawn from the outlines of objects; where they overlap, the later one is seen.
+
+    Args:
+        size: (height, width) of the upright image.
+        outlines: of the objects, the largest first.
+        labels: the class of each; pixels of none are class 0, the background.
+    """
+
+    size: tuple[int, int]
+    outlines: tuple[Outline, ...]
+    labels: tuple[int, ...]
+
+    def read(self) -> ClassMap:
+        """The class numbers (H, W)."""
+        out = np.zeros(self.size, dtype=np.int32)
+        for outline, label in zip(self.outlines, self.labels, strict=True):
+            out[outline.mask()] = label
+        return out
+
+    def key(self) -> bytes:
+        """The outlines and their classes."""
+        pairs = zip(self.outlines, self.labels, strict=True)
+        return b"|".join(f"{label} ".encode() + outline.key() for outline, label in pairs)
+
+
+def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> ClassMap:
+    """The class numbers (H, W) int32 of a mask file, as stored.
+
+    Raises:
+        DataError: missing, too big, damaged, or a picture of colours; one line with the file's name.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}")
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise DataError(f"{path}: {size:,} bytes, more than the limit of {max_bytes:,} (data.max_bytes)")
+        with Image.open(path, formats=_FORMATS) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise DataError(
+                    f"{path}: {picture.width} x {picture.height} is more pixels than the limit of {max_pixels:,} "
+                    "(data.max_pixels)"
+                )
+            picture.load()
+            if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
+                return _gray(np.asarray(picture.convert("RGB")), path)
+            return np.asarray(picture).astype(np.int32)
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a mask; expected a PNG, BMP, TIFF or GIF of class numbers") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{path}: more pixels than the limit of {max_pixels:,} (data.max_pixels)") from None
+    except MemoryError:
+        raise DataError(f"{path}: not enough memory to decode it") from None
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise DataError(f"{path}: damaged mask ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _gray(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], path: Path) -> ClassMap:
+    """Colours whose three values are equal are numbers all the same."""
+    if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
+        return pixels[..., 0].astype(np.int32)
+    raise DataError(f"{path}: a mask of colours; save class numbers, as a palette or gray PNG")

@@ -1,0 +1,282 @@
+"""Reading an annotated data set: which format a folder has is found out from what is in it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmtvision.data.annotations.build import (
+    BuildOptions,
+    Facts,
+    Progress,
+    Usable,
+    build_detection,
+    build_segmentation,
+    image_facts,
+    in_threads,
+    settled,
+)
+from cmtvision.data.annotations.coco import coco_files, list_coco
+from cmtvision.data.annotations.limits import MAX_JSON_BYTES
+from cmtvision.data.annotations.mask_files import DrawnMask, MaskFile, read_mask
+from cmtvision.data.annotations.masks import (
+    VOID_NAMES,
+    Pair,
+    is_voc_masks,
+    list_masks,
+    list_voc_masks,
+    mask_folders,
+)
+from cmtvision.data.annotations.orientation import turn_needed, upright_size
+from cmtvision.data.annotations.raw import RawImage, RawListing
+from cmtvision.data.annotations.samples import (
+    NO_CLASS,
+    DetectionIndex,
+    DetectionSample,
+    SegmentationIndex,
+    SegmentationSample,
+)
+from cmtvision.data.annotations.voc import is_voc, list_voc
+from cmtvision.data.annotations.yolo import list_yolo, yolo_folders
+from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS
+from cmtvision.data.listing.index import Skipped
+from cmtvision.errors import DataError
+
+DETECTION_FORMATS = (
+    "COCO (annotations/instances_train.json beside train/, or a .json), YOLO (images/train with labels/train, or a "
+    "data.yaml), or Pascal VOC (Annotations/ and JPEGImages/)"
+)
+SEGMENTATION_FORMATS = (
+    "images with masks of the same names (train/images and train/masks, or images/ and masks/), Pascal VOC "
+    "(JPEGImages/ and SegmentationClass/), or COCO (annotations/instances_train.json beside train/)"
+)
+BACKGROUND = "background"
+_MOST_CLASSES = 65_536  # a 16-bit mask has no more numbers
+
+
+def read_detection(
+    path: str | PathLike[str],
+    *,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    classes: Sequence[str] | None = None,
+    verify: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    max_json_bytes: int = MAX_JSON_BYTES,
+    progress: Progress | None = None,
+) -> DetectionIndex:
+    """Read images with boxes, and outlines where there are any.
+
+    Args:
+        path: a folder in the format of COCO, YOLO or Pascal VOC, a COCO JSON file, or a YOLO data.yaml.
+        val_fraction: share of the training images to hold out where the data has no validation part; see
+            ``read_dataset``.
+        split_seed: which images those are.
+        classes: fix the classes and their order, as a trained model has them.
+        verify: decode every image; without it only its header is read.
+        max_pixels, max_bytes: larger images are skipped by name.
+        max_json_bytes: refuse a larger COCO file.
+        progress: called as progress(done, total) while images are read.
+
+    Raises:
+        DataError: no such folder, another format, annotations that contradict themselves, no usable image, no box.
+    """
+    source = _source(path, DETECTION_FORMATS)
+    options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
+    return build_detection(_detection_listing(source, max_json_bytes), str(source), options)
+
+
+def read_segmentation(
+    path: str | PathLike[str],
+    *,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    classes: Sequence[str] | None = None,
+    void: int | None = None,
+    verify: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    max_json_bytes: int = MAX_JSON_BYTES,
+    progress: Progress | None = None,
+) -> SegmentationIndex:
+    """Read images with the class of each pixel.
+
+    Args:
+        path: a folder of images and masks, in the format of Pascal VOC, or of COCO, whose outlines are drawn over a
+            background that becomes class 0.
+        val_fraction, split_seed: as for ``read_detection``.
+        classes: fix the classes and their order, as a trained model has them; by default the names in classes.txt, else
+            the numbers up to the largest in the masks.
+        void: the number of pixels that belong to no class; by default that of the class named void, ignore or
+            unlabelled in classes.txt, which must be the last, else 255.
+        verify: decode every image and every mask; without it a mask of other classes is met only when it is used.
+        max_pixels, max_bytes: larger images and masks are skipped by name.
+        max_json_bytes: refuse a larger COCO file.
+        progress: called as progress(done, total) while images are read.
+
+    Raises:
+        DataError: no such folder, another format, no usable image, classes that contradict themselves.
+    """
+    source = _source(path, SEGMENTATION_FORMATS)
+    if void is not None and not 0 <= void < _MOST_CLASSES:
+        raise DataError(f"void: got {void}, expected the number of a mask's pixels that belong to no class")
+    options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
+    folders = mask_folders(source) if source.is_dir() else []
+    if folders:
+        return _from_masks(source, *list_masks(source, folders), options, void)
+    if source.is_dir() and is_voc_masks(source):
+        return _from_masks(source, *list_voc_masks(source), options, void)
+    files = coco_files(source)
+    if not files:
+        raise DataError(f"{source}: no annotated images recognised; expected {SEGMENTATION_FORMATS}")
+    if void == 0:
+        raise DataError("void: got 0, which is the background of a mask drawn from outlines; give another number")
+    return _from_outlines(source, list_coco(source, files, max_json_bytes), options, NO_CLASS if void is None else void)
+
+
+def _detection_listing(source: Path, max_json_bytes: int) -> RawListing:
+    files = coco_files(source)
+    if files:
+        return list_coco(source, files, max_json_bytes)
+    if source.is_dir() and is_voc(source):
+        return list_voc(source)
+    folders = yolo_folders(source)
+    if folders:
+        return list_yolo(source, folders)
+    raise DataError(f"{source}: no annotated images recognised; expected {DETECTION_FORMATS}")
+
+
+def _source(path: str | PathLike[str], formats: str) -> Path:
+    source = Path(fspath(path))
+    try:
+        if not source.exists():
+            raise DataError(f"{source}: no such folder or file; give {formats}")
+        if source.is_dir():
+            next(source.iterdir(), None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return source
+
+
+def _options(
+    val_fraction: float, split_seed: int, classes: Sequence[str] | None, verify: bool, max_pixels: int, max_bytes: int,
+    progress: Progress | None,
+) -> BuildOptions:  # fmt: skip
+    if not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction: got {val_fraction}, expected a share in [0, 1)")
+    return BuildOptions(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
+
+
+def _from_masks(
+    source: Path, listing: RawListing, pairs: list[Pair], options: BuildOptions, void: int | None
+) -> SegmentationIndex:
+    names, void = _classes_and_void(source, listing.names, options.classes, void)
+    look = options.verify or names is None
+
+    def looked(pair: Pair) -> tuple[Facts, MaskFile, tuple[int, ...]] | Skipped:
+        try:
+            facts = image_facts(pair.path, options)
+        except DataError as error:
+            return Skipped(pair.path, str(error))
+        try:
+            mask = MaskFile(pair.mask, 1, options.max_pixels, options.max_bytes)
+            if not look:
+                return facts, mask, ()
+            numbers = read_mask(pair.mask, options.max_pixels, options.max_bytes)
+        except DataError as error:
+            return Skipped(pair.mask, str(error).removeprefix(f"{pair.mask}: "))
+        turn = turn_needed(numbers.shape, facts.stored, facts.orientation)
+        if turn is None:
+            sizes = [f"{width} x {height}" for height, width in (numbers.shape, facts.stored)]
+            return Skipped(pair.mask, f"{sizes[0]} pixels, its image has {sizes[1]}")
+        return facts, replace(mask, turn=turn), tuple(np.unique(numbers).tolist())
+
+    found: list[tuple[Pair, Facts, MaskFile, tuple[int, ...]]] = []
+    for pair, answer in in_threads(looked, pairs, options.progress):
+        if isinstance(answer, Skipped):
+            listing.skipped.append(answer)
+        else:
+            found.append((pair, *answer))
+    if names is None:
+        largest = max((value for *_, values in found for value in values if value != void), default=-1)
+        names = [str(value) for value in range(largest + 1)]
+    samples: list[Usable[SegmentationSample]] = []
+    turned = 0
+    raw = [RawImage(pair.path, pair.relative, pair.part) for pair, *_ in found]
+    settled(raw, options)
+    for (pair, facts, mask, values), image in zip(found, raw, strict=True):
+        unknown = [value for value in values if value != void and not 0 <= value < len(names)]
+        if unknown:
+            reason = f"value {unknown[0]} is neither a class (0 to {len(names) - 1}) nor void ({void})"
+            listing.skipped.append(Skipped(pair.mask, reason))
+            continue
+        turned += mask.turn != 1
+        labels = tuple(value for value in values if value != void)
+        size = upright_size(facts.stored, facts.orientation)
+        sample = SegmentationSample(pair.path, size, mask, void, labels)
+        samples.append(Usable(sample, pair.relative, image.part, mask.key()))
+    return build_segmentation(listing, str(source), options, names, samples, void, turned)
+
+
+def _classes_and_void(
+    source: Path, stated: list[str] | None, fixed: Sequence[str] | None, void: int | None
+) -> tuple[list[str] | None, int]:
+    """The names of the classes without void, or None where only the masks tell; and the void value."""
+    names = list(stated) if stated is not None else None
+    if names is not None:
+        places = [place for place, name in enumerate(names) if name.lower() in VOID_NAMES]
+        if len(places) > 1 or (places and places[0] not in (len(names) - 1, void)):
+            raise DataError(
+                f"{source}: classes.txt: {names[places[0]]!r} must be the last class, and the only such one"
+            )
+        if places:
+            if void not in (None, places[0]):
+                raise DataError(f"{source}: void is {void}, but classes.txt names {names[places[0]]!r} as {places[0]}")
+            void = places[0]
+            names.pop()
+    void = NO_CLASS if void is None else void
+    if names is not None and void < len(names):
+        raise DataError(f"{source}: void is {void}, which is class {names[void]!r}; give a number without a class")
+    if fixed is not None:
+        if names is not None and names != list(fixed):
+            raise DataError(
+                f"{source}: its classes ({', '.join(names[:5])}, ...) are not the model's ({', '.join(fixed[:5])}, ...)"
+            )
+        names = list(fixed)
+    return names, void
+
+
+def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, void: int) -> SegmentationIndex:
+    fixed = options.classes
+    if fixed is not None and (not fixed or fixed[0] != BACKGROUND):
+        raise DataError(
+            f"{source}: masks drawn from outlines have {BACKGROUND!r} as class 0, the model has {fixed[:1]}"
+        )
+    inner: dict[str, Any] = {"classes": None if fixed is None else list(fixed[1:])}
+    index = build_detection(listing, str(source), replace(options, **inner))
+    parts = {
+        sample.path: part for part in ("train", "val", "test") for sample in getattr(index, part)
+    }  # settled already, by the objects
+    samples = []
+    for sample in index.samples:
+        drawn, labels = _drawn(sample)
+        one = SegmentationSample(sample.path, sample.size, drawn, void, labels)
+        samples.append(Usable(one, index.relative(sample.path), parts[sample.path], drawn.key()))
+    built = build_segmentation(
+        listing, str(source), replace(options, val_fraction=0.0), [BACKGROUND, *index.classes], samples, void, 0
+    )
+    return replace(built, split_source=index.split_source, notes=index.notes)
+
+
+def _drawn(sample: DetectionSample) -> tuple[DrawnMask, tuple[int, ...]]:
+    """The mask of an image's outlines, the largest first, and its classes; groups (crowd) are drawn as well."""
+    order = sorted(range(len(sample.outlines)), key=lambda place: -float(sample.area[place]))
+    outlined = [(outline, int(sample.labels[place]) + 1) for place in order
+                if (outline := sample.outlines[place]) is not None]  # fmt: skip
+    labels = tuple(label for _, label in outlined)
+    drawn = DrawnMask(sample.size, tuple(outline for outline, _ in outlined), labels)
+    return drawn, tuple(sorted({0, *labels}))

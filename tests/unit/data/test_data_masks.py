@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+from annotated_files import ROTATED, jpeg, masks
+from PIL import Image
+
+from cmtvision.data import read_segmentation
+from cmtvision.data.annotations.mask_files import read_mask
+from cmtvision.errors import DataError
+
+
+def striped(*values, height=20, width=30):
+    """Rows of equal height, one for each value."""
+    return np.repeat(np.array(values, dtype=np.uint8), height // len(values))[:, None].repeat(width, axis=1)
+
+
+def test_images_and_masks_in_parts_are_read(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 1), striped(1, 255)], "val": [striped(0, 0)]})
+    (root / "classes.txt").write_text("road\ntree\n")
+    index = read_segmentation(root)
+    assert (index.format, index.classes, index.void, index.split_source) == ("masks", ["road", "tree"], 255, "folders")
+    assert [sample.labels for sample in index.train] == [(0, 1), (1,)]
+    np.testing.assert_array_equal(index.train[1].mask.read(), striped(1, 255))
+    assert index.class_counts() == {"road": (1, 1), "tree": (2, 0)}
+    assert index.train[0].size == (20, 30)
+    assert index.has_masks
+
+
+def test_classes_are_numbers_where_nobody_named_them(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 3), striped(11, 1)], "val": [striped(0, 1)]})
+    assert read_segmentation(root, void=11).classes == ["0", "1", "2", "3"]
+    assert read_segmentation(root, void=11, verify=False).classes == ["0", "1", "2", "3"]
+    assert len(read_segmentation(root).classes) == 12
+
+
+def test_a_last_class_called_void_is_void(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 2)], "val": [striped(0, 1)]})
+    (root / "classes.txt").write_text("road\ntree\nVoid\n")
+    index = read_segmentation(root)
+    assert (index.classes, index.void, index.train[0].labels) == (["road", "tree"], 2, (0,))
+    with pytest.raises(DataError, match=r"void is 9, but classes\.txt names 'Void' as 2"):
+        read_segmentation(root, void=9)
+    with pytest.raises(DataError, match=r"void is 1, which is class 'tree'|names 'Void' as 2"):
+        read_segmentation(root, void=1)
+    (root / "classes.txt").write_text("void\nroad\n")
+    with pytest.raises(DataError, match="'void' must be the last class"):
+        read_segmentation(root)
+
+
+@pytest.mark.parametrize("layout", ["{kind}/{part}", "{part}/{kind}"])
+@pytest.mark.parametrize("kind", ["masks", "labels", "annotations"])
+def test_the_usual_layouts_are_found(tmp_path, layout, kind):
+    for part in ("train", "val"):
+        jpeg(tmp_path / layout.format(kind="images", part=part) / "a.jpg", 20, 30, seed=len(part))
+        folder = tmp_path / layout.format(kind=kind, part=part)
+        folder.mkdir(parents=True)
+        Image.fromarray(striped(0, 1)).save(folder / "a_mask.png")
+    index = read_segmentation(tmp_path)
+    assert [len(index.train), len(index.val)] == [1, 1]
+
+
+def test_one_folder_of_each_is_split_by_seed(tmp_path):
+    for number in range(10):
+        jpeg(tmp_path / "images" / f"{number}.jpg", 20, 30, seed=number)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(striped(0, 1)).save(tmp_path / "masks" / f"{number}.png")
+    index = read_segmentation(tmp_path, val_fraction=0.3)
+    assert index.split_source == "seeded"
+    assert index.train
+    assert index.val
+    assert len(index.samples) == 10
+
+
+def test_pascal_voc_masks_are_read_with_their_classes(tmp_path):
+    jpeg(tmp_path / "JPEGImages" / "a.jpg", 20, 30)
+    jpeg(tmp_path / "JPEGImages" / "b.jpg", 20, 30, seed=1)
+    (tmp_path / "SegmentationClass").mkdir()
+    Image.fromarray(striped(0, 15, 255, 0)).save(tmp_path / "SegmentationClass" / "a.png")
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
+    index = read_segmentation(tmp_path, val_fraction=0.0)
+    assert (index.format, len(index.classes), index.void) == ("voc", 21, 255)
+    assert [index.classes[label] for label in index.train[0].labels] == ["background", "person"]
+    assert [(item.path.name, item.reason) for item in index.skipped] == [("b", "no such file")]
+
+
+def test_masks_that_do_not_fit_are_skipped_by_name(tmp_path):
+    good, other = striped(0, 1), striped(0, 1, height=10)
+    root = masks(tmp_path, {"train": [good] * 6, "val": [good]})
+    (root / "classes.txt").write_text("road\ntree\n")
+    folder = root / "train" / "masks"
+    Image.fromarray(other).save(folder / "1.png")
+    Image.fromarray(striped(0, 7)).save(folder / "2.png")
+    (folder / "3.png").write_bytes(b"no mask")
+    (folder / "4.png").unlink()
+    Image.fromarray(np.stack([good, good + 1, good], axis=2)).save(folder / "5.png")
+    Image.fromarray(good).save(folder / "stray.png")
+    index = read_segmentation(root)
+    assert [sample.path.name for sample in index.train] == ["0.jpg"]
+    reasons = {item.path.name: item.reason for item in index.skipped}
+    assert reasons["1.png"] == "30 x 10 pixels, its image has 30 x 20"
+    assert reasons["2.png"] == "value 7 is neither a class (0 to 1) nor void (255)"
+    assert "not a mask" in reasons["3.png"]
+    assert reasons["4.jpg"] == "no mask of this name in masks/"
+    assert "a mask of colours" in reasons["5.png"]
+    assert reasons["stray.png"] == "no image of this name in images/"
+
+
+def test_nothing_usable_is_refused(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 9)], "val": [striped(0, 1)]})
+    (root / "classes.txt").write_text("road\ntree\n")
+    with pytest.raises(DataError, match="no image to train on"):
+        read_segmentation(root)
+    (root / "val" / "masks" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no usable image; .*0\.png: not a mask"):
+        read_segmentation(root)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "1", "I;16", "RGB", "LA"])
+def test_the_numbers_of_a_mask_count_whatever_its_mode(tmp_path, mode):
+    numbers = striped(0, 1)
+    picture = Image.fromarray(numbers)
+    if mode == "P":
+        picture.putpalette([9, 9, 9, 200, 30, 30])
+    elif mode == "1":
+        picture = Image.fromarray(numbers * 255).convert("1")
+    elif mode == "I;16":
+        picture, numbers = Image.fromarray(numbers.astype(np.uint16) * 300), numbers.astype(np.int64) * 300
+    elif mode != "L":
+        picture = picture.convert(mode)
+    picture.save(tmp_path / "mask.png")
+    found = read_mask(tmp_path / "mask.png")
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, numbers)
+
+
+def test_limits_and_missing_files_of_masks(tmp_path):
+    Image.fromarray(striped(0, 1)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="no such file"):
+        read_mask(tmp_path / "gone.png")
+    with pytest.raises(DataError, match="more pixels than the limit"):
+        read_mask(tmp_path / "mask.png", max_pixels=100)
+    with pytest.raises(DataError, match="more than the limit of 10"):
+        read_mask(tmp_path / "mask.png", max_bytes=10)
+    data = (tmp_path / "mask.png").read_bytes()
+    (tmp_path / "mask.png").write_bytes(data[:50])
+    with pytest.raises(DataError, match="damaged mask"):
+        read_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_mask_of_a_rotated_image_is_turned_where_it_is_as_stored(tmp_path, stored):
+    numbers = np.arange(600, dtype=np.uint8).reshape(20, 30) % 7
+    upright = np.rot90(numbers, -1)
+    root = masks(tmp_path, {"train": [numbers], "val": [numbers]})
+    for part in ("train", "val"):
+        jpeg(root / part / "images" / "0.jpg", 20, 30, seed=len(part), orientation=ROTATED)
+        Image.fromarray(np.ascontiguousarray(numbers if stored else upright)).save(root / part / "masks" / "0.png")
+    index = read_segmentation(root)
+    assert index.train[0].size == (30, 20)
+    np.testing.assert_array_equal(index.train[0].mask.read(), upright)
+    assert bool(index.notes) == stored
+
+
+def test_the_classes_of_a_model_must_be_those_of_the_data(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 1)], "val": [striped(0, 1)]})
+    assert read_segmentation(root, classes=["road", "tree"]).classes == ["road", "tree"]
+    (root / "classes.txt").write_text("road\ntree\n")
+    with pytest.raises(DataError, match=r"its classes .* are not the model's"):
+        read_segmentation(root, classes=["tree", "road"])
+
+
+def test_an_image_of_two_parts_through_a_link_is_refused(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 1)], "val": [striped(0, 1)]})
+    (root / "val" / "images" / "0.jpg").unlink()
+    (root / "val" / "images" / "0.jpg").symlink_to(root / "train" / "images" / "0.jpg")
+    with pytest.raises(DataError, match="is also in the training part, as a link"):
+        read_segmentation(root)
