@@ -21,11 +21,13 @@ from cmtvision.errors import CheckpointError, DataError
 from cmtvision.models.weight_sources import loader_arguments
 from cmtvision.trust.block import TrustBlock
 
-Task: TypeAlias = Literal["single-label", "multi-label"]
+Task: TypeAlias = Literal["single-label", "multi-label", "detection", "segmentation"]
 RuntimeName: TypeAlias = Literal["onnx", "openvino", "torch"]
 ExportPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-bf16", "int8-weights", "int8-weights-bf16"]
-FORMAT_VERSIONS: dict[Task, int] = {"single-label": 1, "multi-label": 2}
+FORMAT_VERSIONS: dict[Task, int] = {"single-label": 1, "multi-label": 2, "detection": 4, "segmentation": 5}
 EXPORT_FORMAT = 3
+DENSE: tuple[Task, ...] = ("detection", "segmentation")
+"""Tasks that are about places in an image, which is therefore prepared whole."""
 SUFFIXES: dict[RuntimeName, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CARD_FILE = "model.json"
 MAX_CARD_BYTES = 10_000_000
@@ -33,6 +35,7 @@ MAX_EXPORT_BYTES = 8_000_000_000
 MAX_EXPORT_FILES = 16
 MAX_NUMBER = 65_536
 MAX_VALUES = 1_000
+BACKBONE_ARGUMENTS = "backbone_arguments"  # of a detector or segmenter: those of the network that it stands on
 CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="ignore")  # of a card: a later version may say more
 Parsed = TypeVar("Parsed")
 
@@ -108,15 +111,18 @@ class Card:
     """A model without its weights: what an artefact and an export have in common.
 
     Attributes:
-        architecture: the network's name in timm.
+        architecture: the network's name in timm, or of a detector or segmenter (``models.dense.create_dense``).
         arguments: what it was created with, beyond num_classes.
         classes: class names in the order of the logits.
         preprocess: how an image becomes its input.
         metrics: figures measured when it was written.
         provenance: where it comes from: recipe, data fingerprint, versions, date.
-        task: 'single-label' (its classes exclude each other) or 'multi-label' (each is a yes or no of its own).
+        task: 'single-label' (its classes exclude each other), 'multi-label' (each is a yes or no of its own),
+            'detection' (of objects) or 'segmentation' (a class for each pixel).
         export: the runtime's files of an export; None where the weights are in model.safetensors.
         trust: its calibration; None where it has none, as models with several labels per image have.
+        sides: of detection and segmentation: the pixels that an image's shorter side gets, and that the longer one has
+            at most; None keeps the size.
     """
 
     architecture: str
@@ -128,6 +134,7 @@ class Card:
     task: Task = "single-label"
     export: ExportBlock | None = None
     trust: TrustBlock | None = None
+    sides: tuple[int | None, int | None] = (None, None)
 
     @property
     def temperature(self) -> float:
@@ -190,6 +197,7 @@ class Card:
             "provenance": self.provenance,
             **({} if self.export is None else {"export": self.export.to_dict()}),
             **({} if self.trust is None else {"trust": self.trust.to_dict()}),
+            **({"sides": list(self.sides)} if self.task in DENSE else {}),
         }
 
 
@@ -273,6 +281,9 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
     if refused:
         raise ValueError(f"argument {refused[0]!r} says where weights come from; a model's own stand beside its card")
     for key, value in arguments.items():
+        if isinstance(value, dict) and key == BACKBONE_ARGUMENTS:
+            _check_arguments(value)
+            continue
         for item in value if isinstance(value, list) else [value]:
             if not isinstance(item, bool | int | float | str | None):
                 raise ValueError(f"argument {key!r}: got {str(item)[:60]}, expected a plain value or a list of them")

@@ -15,10 +15,11 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cmtvision.artefact.card import CARD_FILE, CONFIG, Card, ExportBlock, Task, read_card, sha256_of
+from cmtvision.artefact.card import CARD_FILE, CONFIG, DENSE, Card, ExportBlock, Task, read_card, sha256_of
 from cmtvision.errors import CheckpointError, ConfigError, one_line
 from cmtvision.files import write_text
 from cmtvision.models import create_model
+from cmtvision.models.dense import create_dense
 from cmtvision.trust.block import TrustBlock
 from cmtvision.weights import read_state_dict, write_safetensors
 
@@ -182,7 +183,8 @@ def _network(card: Card, elements: int, folder: Path) -> Any:
     """
     try:
         with _Bounded(_ROOM + _TIMES * elements):
-            return create_model(card.architecture, num_classes=len(card.classes), **constructor_arguments(card))
+            create = create_dense if card.task in DENSE else create_model
+            return create(card.architecture, num_classes=len(card.classes), **constructor_arguments(card))
     except ConfigError as error:
         raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
     except _TooLargeError:

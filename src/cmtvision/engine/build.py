@@ -24,12 +24,16 @@ from cmtvision.weights.fetch import FetchError
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model made from a recipe, the name and arguments that make it again, and its preprocess contract."""
+    """A model made from a recipe, the name and arguments that make it again, and its preprocess contract.
+
+    ``sides`` are those of a card, for detection and segmentation.
+    """
 
     model: nn.Module
     architecture: str
     arguments: dict[str, Any]
     preprocess: Preprocess
+    sides: tuple[int | None, int | None] = (None, None)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -150,8 +154,8 @@ def shapes_of(section: ModelSection, num_classes: int) -> tuple[Any, tuple[int, 
     return shapes
 
 
-def build_preprocess(recipe: Recipe, model: nn.Module) -> Preprocess:
-    """The model's own evaluation transform, with what the recipe overrides.
+def build_preprocess(recipe: Recipe, model: Any) -> Preprocess:
+    """The evaluation transform of a model (whose ``pretrained_cfg`` is read), with what the recipe overrides.
 
     Raises:
         ConfigError: values that do not fit.

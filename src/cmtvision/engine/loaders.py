@@ -26,14 +26,19 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class TrainLoader(DataLoader[Batch]):
     """A DataLoader whose place in the epoch can be saved.
 
+    Args:
+        dataset: gives images by number, the same in every process for the same epoch; has ``samples``, each with a
+            ``path``, ``failures`` and ``set_epoch``.
+        sampler: their order.
+
     Attributes:
         consumed: photos of the epoch that training has used, in this process.
         waited: seconds that training has waited for batches since the epoch began.
         accept_changed: go on at a saved place although photos were added or removed since.
     """
 
-    def __init__(self, dataset: ImageDataset, sampler: EpochSampler, **kwargs: Any) -> None:
-        super().__init__(dataset, sampler=sampler, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, dataset: Any, sampler: EpochSampler, **kwargs: Any) -> None:
+        super().__init__(dataset, sampler=sampler, **kwargs)
         self.photos = dataset
         self.order = sampler
         self.consumed = 0
@@ -118,7 +123,7 @@ def train_loader(
         window=data.shard_window,
     )
     return TrainLoader(
-        dataset, sampler, batch_size=batch_size, drop_last=True, **_workers(data, processes.local_world_size)
+        dataset, sampler, batch_size=batch_size, drop_last=True, **loader_settings(data, processes.local_world_size)
     )
 
 
@@ -154,7 +159,7 @@ def eval_loader(
         batch_size=batch_size,
         sampler=places,
         shuffle=False,
-        **_workers(data, local_world_size),
+        **loader_settings(data, local_world_size),
     )
 
 
@@ -175,7 +180,8 @@ def forks() -> bool:
     return multiprocessing.get_context().get_start_method() == "fork"
 
 
-def _workers(data: DataSection, local_world_size: int = 1) -> dict[str, Any]:
+def loader_settings(data: DataSection, local_world_size: int = 1) -> dict[str, Any]:
+    """Arguments of a DataLoader that follow from recipe and machine: its processes, and how they behave."""
     workers = num_workers(data, local_world_size)
     return {
         "num_workers": workers,

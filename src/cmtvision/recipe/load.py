@@ -111,9 +111,10 @@ def recipe_comment(name_or_path: str | Path) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; ``load_recipe`` of it gives an equal recipe."""
-    text: str = yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
-    )
+    values = recipe.model_dump(mode="json")
+    if values["scene"] is None:  # a classifier's recipe says nothing of what it has not
+        del values["scene"]
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 

@@ -140,6 +140,36 @@ class AugmentSection(Section):
         return self
 
 
+class SceneSection(Section):
+    """Detection and segmentation: how large images are, and how they are changed at random to train on.
+
+    Of the sections data, augment, loss and distill, what is about classes of whole images has no meaning there.
+    """
+
+    size: tuple[Count, Count] = (512, 512)
+    """(height, width) of the window that large-scale jitter cuts out of the enlarged or shrunk image."""
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    """Its least and greatest factor; 1 is an image that just fits into the window."""
+    short_sides: tuple[Count, ...] = ()
+    """Lengths of the shorter side, one of which is drawn (multi-scale); given, nothing is jittered or cropped."""
+    longest: Count | None = None
+    """Pixels that multi-scale allows the longer side."""
+    hflip: Probability = 0.5
+    photometric: Probability = 0.5
+    eval_short_side: Count | None = None
+    """Pixels of the shorter side for evaluation and prediction; None leaves images as they are."""
+    eval_longest: Count | None = None
+    """Pixels that the longer side has then at most."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: got {self.scale}, expected (smaller, larger)")
+        if self.longest is not None and not (self.short_sides and max(self.short_sides) <= self.longest):
+            raise ValueError("longest: it needs short_sides, and is at least the longest of them")
+        return self
+
+
 class LossSection(Section):
     """The loss."""
 
@@ -264,6 +294,8 @@ class Recipe(Section):
     data: DataSection = DataSection()
     preprocess: PreprocessSection = PreprocessSection()
     augment: AugmentSection = AugmentSection()
+    scene: SceneSection | None = None
+    """None for classification."""
     loss: LossSection = LossSection()
     distill: DistillSection = DistillSection()
     optim: OptimSection = OptimSection()

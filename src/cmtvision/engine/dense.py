@@ -1,0 +1,140 @@
+"""What detection and segmentation have in common as tasks of the engine: their recipes, networks and loaders."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import timm
+from torch.utils.data import DataLoader
+
+from cmtvision.data import DatasetIndex, EpochSampler, Preprocess, Sample
+from cmtvision.data.annotations import AnnotationIndex
+from cmtvision.data.training.dense_augment import DenseAugment, DenseTransform
+from cmtvision.data.whole_image import WholeImage
+from cmtvision.engine.build import BuiltModel, build_preprocess
+from cmtvision.engine.distributed.processes import Processes
+from cmtvision.engine.loaders import TrainLoader, loader_settings
+from cmtvision.errors import ConfigError
+from cmtvision.models.dense import create_dense
+from cmtvision.recipe import Recipe
+from cmtvision.recipe.schema import SceneSection
+
+_RATES = ("drop_path_rate", "attn_drop_rate", "proj_drop_rate")
+_BY_NAME = ("kind", "backbone", "num_classes")  # of a network's arguments: what its name and classes say
+
+
+def scene_of(recipe: Recipe) -> SceneSection:
+    """The recipe's section on scenes, with its defaults where it says nothing."""
+    return recipe.scene or SceneSection()
+
+
+def build_dense(recipe: Recipe, num_classes: int, resume: bool) -> BuiltModel:
+    """The recipe's detector or segmenter, its backbone with the weights that the recipe names.
+
+    Raises:
+        ConfigError, CheckpointError, FetchError: as of ``create_dense``; settings that such a network does not have.
+    """
+    section = recipe.model
+    for key in ("rel_pos", "drop_rate"):
+        if getattr(section, key) is not None:
+            raise ConfigError(f"model.{key}: of a backbone alone; set model.options.{key} instead")
+    rates = {key: rate for key in _RATES if (rate := getattr(section, key))}
+    source: dict[str, Any] = {}
+    if section.weights == "pretrained":
+        source = {"pretrained": not resume}
+    elif section.weights is not None and not resume:
+        source = {"weights": section.weights}
+    options = dict(section.options)
+    frozen = options.pop("frozen_norms", section.weights is not None)
+    own = {key: options.pop(key) for key in list(options) if key in _OWN}
+    model = create_dense(
+        section.name,
+        num_classes,
+        in_chans=section.in_chans,
+        img_size=section.img_size,
+        frozen_norms=bool(frozen),
+        grad_checkpointing=section.grad_checkpointing,
+        backbone_arguments={**rates, **options},
+        **own,
+        **source,
+    )
+    arguments = {key: value for key, value in model.arguments.items() if key not in _BY_NAME}
+    scene = scene_of(recipe)
+    cfg = timm.get_pretrained_cfg(model.arguments["backbone"], allow_unregistered=True)
+    preprocess = build_preprocess(recipe, SimpleNamespace(pretrained_cfg=cfg.to_dict() if cfg is not None else {}))
+    return BuiltModel(model, section.name, arguments, preprocess, (scene.eval_short_side, scene.eval_longest))
+
+
+_OWN = (
+    "fpn_width", "finest_stride", "anchor_scale", "score_threshold", "nms_threshold", "max_detections",
+    "decoder_arguments",
+)  # fmt: skip
+
+
+def whole_image(built: BuiltModel) -> WholeImage:
+    """How an image becomes the network's input for evaluation."""
+    return WholeImage(built.preprocess, *built.sides)
+
+
+def train_transform(recipe: Recipe, preprocess: Preprocess, void: int = 255) -> DenseTransform:
+    """How a training image is changed at random."""
+    scene = scene_of(recipe)
+    augment = DenseAugment(scene.size, scene.scale, scene.short_sides, scene.longest, scene.hflip, scene.photometric)
+    return DenseTransform(preprocess, augment, void)
+
+
+def dense_train_loader(
+    dataset: Any, recipe: Recipe, batch_size: int, processes: Processes, collate: Callable[..., Any]
+) -> TrainLoader:
+    """The loader of training images: order and changes depend on seed, epoch and image alone."""
+    sampler = EpochSampler(
+        len(dataset.samples), recipe.seed, rank=processes.rank, num_replicas=processes.world_size,
+        repeats=recipe.data.repeated_aug,
+    )  # fmt: skip
+    settings = loader_settings(recipe.data, processes.local_world_size)
+    return TrainLoader(dataset, sampler, batch_size=batch_size, drop_last=True, collate_fn=collate, **settings)
+
+
+def dense_eval_loader(
+    dataset: Any, recipe: Recipe, batch_size: int, processes: Processes, collate: Callable[..., Any]
+) -> DataLoader[Any]:
+    """The loader of this process's share of the images to evaluate, in order."""
+    settings = loader_settings(recipe.data, processes.local_world_size)
+    share: Any = processes.share(len(dataset.samples))
+    return DataLoader(dataset, batch_size=batch_size, sampler=share, shuffle=False, collate_fn=collate, **settings)
+
+
+def listing_of(index: AnnotationIndex[Any]) -> DatasetIndex:
+    """The images as a run folder lists them, each with the classes that are in it."""
+
+    def samples(part: Sequence[Any]) -> list[Sample]:
+        found = []
+        for one in part:
+            labels = tuple(sorted({int(label) for label in one.labels}))
+            found.append(Sample(one.path, labels[0] if labels else -1, labels))
+        return found
+
+    return DatasetIndex(
+        root=index.root,
+        classes=index.classes,
+        train=samples(index.train),
+        val=samples(index.val),
+        skipped=index.skipped,
+        fingerprint=index.fingerprint,
+        split_source=index.split_source,
+        multi_label=True,
+        source=index.source,
+        test=samples(index.test),
+        notes=index.notes,
+    )
+
+
+def in_parts_of(index: AnnotationIndex[Any], listing: DatasetIndex) -> AnnotationIndex[Any]:
+    """The index with its images in the parts that a listing has them in."""
+    by_path = {one.path: one for one in index.samples}
+    parts: dict[str, Any] = {
+        part: [by_path[one.path] for one in getattr(listing, part) if one.path in by_path]
+        for part in ("train", "val", "test")
+    }
+    return replace(index, **parts, split_source=listing.split_source)
