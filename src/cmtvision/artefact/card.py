@@ -35,7 +35,7 @@ MAX_EXPORT_BYTES = 8_000_000_000
 MAX_EXPORT_FILES = 16
 MAX_NUMBER = 65_536
 MAX_VALUES = 1_000
-BACKBONE_ARGUMENTS = "backbone_arguments"  # of a detector or segmenter: those of the network that it stands on
+NESTED = ("backbone_arguments", "decoder_arguments")  # of a detector or segmenter: those of its parts
 CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="ignore")  # of a card: a later version may say more
 Parsed = TypeVar("Parsed")
 
@@ -281,7 +281,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
     if refused:
         raise ValueError(f"argument {refused[0]!r} says where weights come from; a model's own stand beside its card")
     for key, value in arguments.items():
-        if isinstance(value, dict) and key == BACKBONE_ARGUMENTS:
+        if isinstance(value, dict) and key in NESTED:
             _check_arguments(value)
             continue
         for item in value if isinstance(value, list) else [value]:

@@ -47,7 +47,9 @@ def build_dense(recipe: Recipe, num_classes: int, resume: bool) -> BuiltModel:
         source = {"weights": section.weights}
     options = dict(section.options)
     frozen = options.pop("frozen_norms", section.weights is not None)
-    own = {key: options.pop(key) for key in list(options) if key in _OWN}
+    decoder = {key: options.pop(key) for key in list(options) if key.startswith("decoder_")}
+    own: dict[str, Any] = {"decoder_arguments": decoder} if decoder else {}
+    own |= {key: options.pop(key) for key in list(options) if key in _OWN}
     model = create_dense(
         section.name,
         num_classes,
@@ -67,9 +69,13 @@ def build_dense(recipe: Recipe, num_classes: int, resume: bool) -> BuiltModel:
 
 
 _OWN = (
-    "fpn_width", "finest_stride", "anchor_scale", "score_threshold", "nms_threshold", "max_detections",
-    "decoder_arguments",
-)  # fmt: skip
+    "fpn_width",
+    "finest_stride",
+    "anchor_scale",
+    "score_threshold",
+    "nms_threshold",
+    "max_detections",
+)
 
 
 def whole_image(built: BuiltModel) -> WholeImage:
