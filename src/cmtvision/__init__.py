@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
-    from cmtvision.artefact import Prediction, Predictor, load
+    from cmtvision.artefact import Prediction, Predictor
+    from cmtvision.artefact.dense import open_model as load
     from cmtvision.deploy import export, verify
     from cmtvision.engine.calibrate import calibrate
     from cmtvision.engine.evaluation.evaluate import evaluate
@@ -40,7 +41,7 @@ __all__ = [
 _HOME = {
     "Prediction": "cmtvision.artefact",
     "Predictor": "cmtvision.artefact",
-    "load": "cmtvision.artefact",
+    "load": "cmtvision.artefact.dense:open_model",
     "export": "cmtvision.deploy",
     "verify": "cmtvision.deploy",
     "calibrate": "cmtvision.engine",
@@ -58,7 +59,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home on first use, so that importing the package stays light."""
     if name not in _HOME:
         raise AttributeError(f"module 'cmtvision' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, _, other = _HOME[name].partition(":")
+    return getattr(import_module(module), other or name)
 
 
 def __dir__() -> list[str]:

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from cmtvision.artefact import Artefact
+from cmtvision.artefact.detections import Detections
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, DetectionIndex, DetectionSample, Skipped
 from cmtvision.data.annotations import read_detection
 from cmtvision.data.training.dense_dataset import DetectionDataset, collate_detection
 from cmtvision.detection.found import found_in
-from cmtvision.detection.metrics import DetectionFigures, Detections, coco_figures
+from cmtvision.detection.metrics import DetectionFigures, coco_figures
 from cmtvision.engine.build import BuiltModel
 from cmtvision.engine.dense import (
     build_dense,
@@ -172,7 +173,7 @@ class Detection:
     ) -> Any:
         """The held-out images, whole."""
         dataset = self._dataset(index.val, whole_image(built), recipe)
-        return dense_eval_loader(dataset, recipe, batch_size, processes, list)
+        return dense_eval_loader(dataset, recipe.data, batch_size, processes, list)
 
     def objective(self, recipe: Recipe, index: DetectionIndex, built: BuiltModel, device: torch.device) -> Objective:
         """torchvision's losses."""

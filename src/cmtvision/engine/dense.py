@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import timm
 from torch.utils.data import DataLoader
 
+from cmtvision.artefact.card import model_folder
+from cmtvision.artefact.run.names import SPLIT_FILE
 from cmtvision.data import DatasetIndex, EpochSampler, Preprocess, Sample
 from cmtvision.data.annotations import AnnotationIndex
+from cmtvision.data.listing.split_file import take_split
 from cmtvision.data.training.dense_augment import DenseAugment, DenseTransform
 from cmtvision.data.whole_image import WholeImage
 from cmtvision.engine.build import BuiltModel, build_preprocess
 from cmtvision.engine.distributed.processes import Processes
+from cmtvision.engine.evaluation.evaluate import Split, choose_samples
 from cmtvision.engine.loaders import TrainLoader, loader_settings
 from cmtvision.errors import ConfigError
 from cmtvision.models.dense import create_dense
-from cmtvision.recipe import Recipe
+from cmtvision.recipe import DataSection, Recipe
 from cmtvision.recipe.schema import SceneSection
 
 _RATES = ("drop_path_rate", "attn_drop_rate", "proj_drop_rate")
@@ -103,10 +108,10 @@ def dense_train_loader(
 
 
 def dense_eval_loader(
-    dataset: Any, recipe: Recipe, batch_size: int, processes: Processes, collate: Callable[..., Any]
+    dataset: Any, data: DataSection, batch_size: int, processes: Processes, collate: Callable[..., Any]
 ) -> DataLoader[Any]:
     """The loader of this process's share of the images to evaluate, in order."""
-    settings = loader_settings(recipe.data, processes.local_world_size)
+    settings = loader_settings(data, processes.local_world_size)
     share: Any = processes.share(len(dataset.samples))
     return DataLoader(dataset, batch_size=batch_size, sampler=share, shuffle=False, collate_fn=collate, **settings)
 
@@ -134,6 +139,27 @@ def listing_of(index: AnnotationIndex[Any]) -> DatasetIndex:
         test=samples(index.test),
         notes=index.notes,
     )
+
+
+def as_the_run(folder: str | Path, index: AnnotationIndex[Any], fingerprint: str) -> AnnotationIndex[Any]:
+    """The index with a run's own images in the parts that the run had them in, wherever they are now.
+
+    Raises:
+        DataError: the run's split cannot be read.
+    """
+    split = model_folder(folder) / SPLIT_FILE
+    return in_parts_of(index, take_split(listing_of(index), split, fingerprint)) if split.is_file() else index
+
+
+def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
+    """The images of a split, and which these are: for 'val', data without a held-out part is taken whole.
+
+    Raises:
+        DataError: there are none, or for 'val' none but images that the run was trained on.
+    """
+    chosen, said = choose_samples(listing_of(index), split)
+    wanted = {one.path for one in chosen}
+    return [one for one in index.samples if one.path in wanted], said
 
 
 def in_parts_of(index: AnnotationIndex[Any], listing: DatasetIndex) -> AnnotationIndex[Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cmtvision.artefact import Artefact
+from cmtvision.artefact.dense import class_map
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, SegmentationIndex, SegmentationSample, Skipped
 from cmtvision.data.annotations import read_segmentation
@@ -33,7 +34,6 @@ from cmtvision.errors import ConfigError
 from cmtvision.models.dense import is_segmenter
 from cmtvision.models.segmenters import Segmenter
 from cmtvision.recipe import Recipe
-from cmtvision.segmentation.found import class_map
 from cmtvision.segmentation.metrics import SegmentationCounts, SegmentationFigures, count, figures, no_counts
 
 
@@ -165,7 +165,7 @@ class Segmentation:
     ) -> Any:
         """The held-out images, whole."""
         dataset = self._dataset(index.val, whole_image(built), recipe)
-        return dense_eval_loader(dataset, recipe, batch_size, processes, list)
+        return dense_eval_loader(dataset, recipe.data, batch_size, processes, list)
 
     def objective(self, recipe: Recipe, index: SegmentationIndex, built: BuiltModel, device: torch.device) -> Objective:
         """Cross-entropy of pixels."""

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from cmtvision.artefact.detections import Detections, detections, merged
 from cmtvision.data import DetectionSample
 from cmtvision.data.annotations.outlines import Outline, counts_to_text, encode_counts
-from cmtvision.detection.metrics import Detections, coco_figures, detections, merged
+from cmtvision.detection.metrics import coco_figures
 from cmtvision.errors import ConfigError, DataError
 
 CLASSES = 4

@@ -1,0 +1,230 @@
+"""Predictors of the tasks that are about places in an image: detectors and segmenters, from image to answer.
+
+B batch, C channels, H W height and width in pixels, K classes, N findings.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from cmtvision.artefact.card import Card, Task, model_folder
+from cmtvision.artefact.detections import Detections, detections
+from cmtvision.artefact.files import Artefact, artefact_of
+from cmtvision.artefact.predictor import Predictor, load
+from cmtvision.artefact.runtimes.torch import pick_device, set_threads
+from cmtvision.data import ImageSource
+from cmtvision.data.decode import each_image
+from cmtvision.data.whole_image import WholeImage, original_boxes
+from cmtvision.errors import CheckpointError, ConfigError
+from cmtvision.models.detectors import Detector
+from cmtvision.models.segmenters import Segmenter
+
+MASK_LEVEL = 0.5
+"""Probability from which on a pixel belongs to an object."""
+MIN_SCORE = 0.5
+"""Confidence from which on a person is shown a finding."""
+OVERLAP = 0.5
+"""Share of a window that it has in common with the next."""
+
+
+class _DensePredictor:
+    """What detectors and segmenters have in common: images are prepared whole, and looked at one by one.
+
+    Attributes:
+        card: all that is known of the model but its weights.
+        inputs: how an image becomes the network's input.
+        device: that the network is on.
+    """
+
+    task: Task
+
+    def __init__(self, artefact: Artefact, device: str = "auto") -> None:
+        if artefact.task != self.task:
+            raise CheckpointError(f"a model for {artefact.task}, not for {self.task}")
+        self.card, self.classes = artefact.card, artefact.classes
+        self.artefact = artefact
+        self.inputs = WholeImage(artefact.preprocess, *artefact.sides)
+        self.device = torch.device(pick_device(device))
+        self.network: Any = artefact.model.eval().to(self.device)
+
+
+class DetectionPredictor(_DensePredictor):
+    """Finds objects in images: a trained detector, opened (see ``open_model``)."""
+
+    task: Task = "detection"
+
+    def predict(self, images: ImageSource | Iterable[ImageSource], min_score: float = MIN_SCORE) -> list[Detections]:
+        """What is in each image, the surest first; see ``stream``."""
+        return list(self.stream(images, min_score))
+
+    def stream(self, images: ImageSource | Iterable[ImageSource], min_score: float = MIN_SCORE) -> Iterator[Detections]:
+        """What is in one image after another.
+
+        Args:
+            images: as ``Predictor.predict`` takes them.
+            min_score: findings that the network is less sure of are left out.
+
+        Raises:
+            DataError: an image that cannot be read, by name.
+        """
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score: got {min_score}, expected a confidence from 0 to 1")
+        for one in each_image(images):
+            prepared = self.inputs(one)
+            image = torch.from_numpy(prepared.image).to(self.device)
+            yield find(self.network, image, prepared.scale, prepared.original).above(min_score)
+
+
+class SegmentationPredictor(_DensePredictor):
+    """Says of each pixel of an image which class it is: a trained segmenter, opened (see ``open_model``)."""
+
+    task: Task = "segmentation"
+
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], window: int | None = None
+    ) -> list[npt.NDArray[np.int64]]:
+        """The class numbers (H, W) of each image; see ``stream``."""
+        return list(self.stream(images, window))
+
+    def stream(
+        self, images: ImageSource | Iterable[ImageSource], window: int | None = None
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        """The class numbers (H, W) of one image after another.
+
+        Args:
+            images: as ``Predictor.predict`` takes them.
+            window: see ``class_map``.
+
+        Raises:
+            DataError: an image that cannot be read, by name.
+        """
+        for one in each_image(images):
+            prepared = self.inputs(one)
+            image = torch.from_numpy(prepared.image).to(self.device)
+            yield class_map(self.network, image, prepared.original, window)
+
+
+AnyPredictor = Predictor | DetectionPredictor | SegmentationPredictor
+
+
+def open_model(
+    path: str | Path, device: str = "auto", threads: int | None = None, streams: int | None = None
+) -> AnyPredictor:
+    """Open a model for prediction, whatever its task: a run folder, an artefact, an export, a bundle.
+
+    Args:
+        path: the folder, or the model's file in it.
+        device, threads, streams: see ``cmtvision.artefact.runtimes.open.open_runtime``.
+
+    Returns:
+        A ``Predictor`` of a classifier, a ``DetectionPredictor`` or a ``SegmentationPredictor``.
+
+    Raises:
+        CheckpointError: nothing there that this version can open.
+        ConfigError: a runtime that is not installed, a device that is not there, or an option that it does not have.
+    """
+    folder = model_folder(path)
+    card = Card.read(folder)
+    kinds: dict[Task, type[DetectionPredictor] | type[SegmentationPredictor]] = {
+        "detection": DetectionPredictor,
+        "segmentation": SegmentationPredictor,
+    }
+    if card.task not in kinds:
+        return load(path, device, threads, streams)
+    set_threads(threads)
+    return kinds[card.task](artefact_of(card, folder), device)
+
+
+def find(detector: Detector, image: torch.Tensor, scale: tuple[float, float], original: tuple[int, int]) -> Detections:
+    """What a detector in eval mode finds in one image.
+
+    Args:
+        detector: the network.
+        image: (C, H, W), prepared, on its device.
+        scale: (x, y) pixels of it for each of the original's.
+        original: (height, width) of the original image.
+    """
+    with torch.inference_mode():
+        answer = detector([image])[0]
+    boxes = original_boxes(answer["boxes"].float().cpu().numpy(), scale, original)
+    scores, labels = answer["scores"].float().cpu().numpy(), answer["labels"].cpu().numpy()
+    masks = None if "masks" not in answer else _masks(answer["masks"].float().cpu(), original)
+    return detections(boxes, scores, labels, masks)
+
+
+def _masks(masks: torch.Tensor, original: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Probabilities (N, 1, H, W) of the input's pixels as masks (N, height, width) of the original's."""
+    found = np.zeros((len(masks), *original), dtype=np.bool_)
+    for place, mask in enumerate(masks):  # one by one: a hundred of a large image in floats would fill the memory
+        whole = F.interpolate(mask[None], size=original, mode="bilinear", align_corners=False)[0, 0]
+        found[place] = (whole >= MASK_LEVEL).numpy()
+    return found
+
+
+def class_map(
+    segmenter: Segmenter, image: torch.Tensor, original: tuple[int, int], window: int | None = None
+) -> npt.NDArray[np.int64]:
+    """The class of each pixel, (height, width) of the original image.
+
+    Args:
+        segmenter: the network, in eval mode.
+        image: (C, H, W), prepared, on its device.
+        original: (height, width) of the original image.
+        window: pixels on a side of the windows that an image is looked at in, whose probabilities are averaged where
+            they overlap; None for the whole image at once.
+    """
+    with torch.inference_mode():
+        scores = _scores(segmenter, image) if window is None else _in_windows(segmenter, image, window)
+        found = np.empty(original, dtype=np.int64)
+        # rows of the original in turn: K maps of a large photo in floats would fill the memory
+        rows = max(1, 4_000_000 // (original[1] * scores.shape[0]))
+        for start in range(0, original[0], rows):
+            found[start : start + rows] = _resized(scores, original, start, min(rows, original[0] - start))
+    return found
+
+
+def _scores(segmenter: Segmenter, image: torch.Tensor) -> torch.Tensor:
+    """Probabilities (K, H, W)."""
+    probabilities: torch.Tensor = segmenter(image[None])[0].float().softmax(dim=0)
+    return probabilities
+
+
+def _in_windows(segmenter: Segmenter, image: torch.Tensor, window: int) -> torch.Tensor:
+    if window < 32:
+        raise ConfigError(f"window: got {window}, expected at least 32 pixels")
+    height, width = image.shape[1:]
+    total = torch.zeros(segmenter.num_classes, height, width, device=image.device)
+    times = torch.zeros(height, width, device=image.device)
+    for top in _starts(height, window):
+        for left in _starts(width, window):
+            part = image[:, top : top + window, left : left + window]
+            total[:, top : top + window, left : left + window] += _scores(segmenter, part)
+            times[top : top + window, left : left + window] += 1
+    return total / times
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Where windows begin: evenly, the first at one end, the last at the other."""
+    if length <= window:
+        return [0]
+    count = -(-(length - window) // max(1, round(window * (1 - OVERLAP)))) + 1
+    return [round(place * (length - window) / (count - 1)) for place in range(count)]
+
+
+def _resized(scores: torch.Tensor, original: tuple[int, int], start: int, rows: int) -> npt.NDArray[np.int64]:
+    """The classes of some rows of the original, its scores interpolated between the input's pixel centres."""
+    height, width = scores.shape[1:]
+    if (height, width) == original:
+        best: npt.NDArray[np.int64] = scores[:, start : start + rows].argmax(dim=0).cpu().numpy()
+        return best
+    y = (torch.arange(start, start + rows, device=scores.device) + 0.5) * 2 / original[0] - 1
+    x = (torch.arange(original[1], device=scores.device) + 0.5) * 2 / original[1] - 1
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (rows, columns, 2)
+    sampled = F.grid_sample(scores[None], grid[None], padding_mode="border", align_corners=False)[0]
+    resized: npt.NDArray[np.int64] = sampled.argmax(dim=0).cpu().numpy()
+    return resized
