@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from cmtvision.data.annotations.limits import MAX_JSON_BYTES, MAX_POINTS, name_below, number, read_json
-from cmtvision.data.annotations.outlines import Outline, checked_counts, counts_from_text, polygon_points
+from cmtvision.data.annotations.outlines import Outline, Points, checked_counts, counts_from_text, polygon_points
 from cmtvision.data.annotations.raw import LeftOut, RawImage, RawListing, RawObject
 from cmtvision.data.listing.splits import part_of_file, parts_of
 from cmtvision.errors import DataError
 
 IN_FOLDER = "_annotations.coco.json"
 _PREFIX = "instances_"
+_FARTHEST = 1e9  # pixels: outside any image, and a float32
 _LOOKED_AT = 20  # images by which the folder that holds them is chosen
 
 
@@ -176,14 +177,26 @@ def _outline(value: object, image: RawImage, where: str, left_out: LeftOut) -> O
         left_out.add(f"an outline left out: more than {MAX_POINTS:,} points", where)
         return None
     for one in value:
-        numbers = [number(coordinate) for coordinate in one] if isinstance(one, list) else [None]
-        if None in numbers or len(numbers) % 2:
+        points = _points(one)
+        if points is None:
             left_out.add("a polygon left out: not pairs of finite numbers", where)
-        elif len(numbers) < 6:
+        elif len(points) < 3:
             left_out.add("a polygon left out: fewer than three points", where)
         else:
-            polygons.append(polygon_points([coordinate for coordinate in numbers if coordinate is not None]))
+            polygons.append(points)
     return Outline(height, width, tuple(polygons)) if polygons else None
+
+
+def _points(value: object) -> Points | None:
+    """x, y, x, y, ... as points; None where they are no pairs of finite numbers."""
+    try:
+        numbers = np.array(value)
+    except (ValueError, OverflowError):  # lists of different lengths
+        return None
+    if numbers.ndim != 1 or numbers.dtype.kind not in "if" or len(numbers) % 2:
+        return None
+    points = polygon_points(np.clip(numbers, -_FARTHEST, _FARTHEST))
+    return points if np.isfinite(points).all() else None
 
 
 def _runs(value: dict[str, Any], height: int, width: int, where: str, left_out: LeftOut) -> Outline | None:
