@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -229,6 +230,21 @@ def test_what_is_no_json_is_refused(tmp_path, content, message):
 def test_a_huge_file_is_not_read(tmp_path):
     with pytest.raises(DataError, match="more than 100 bytes"):
         read(coco(tmp_path, [box()]), max_json_bytes=100)
+
+
+def test_without_a_stated_size_boxes_are_read_and_outlines_refused(tmp_path):
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    jpeg(tmp_path / "train" / "a.jpg")
+    assert read(coco(tmp_path, [box()], images)).train[0].boxes.tolist() == [[5, 5, 25, 15]]
+    with pytest.raises(DataError, match=r"needs width and height of its image, which train/a\.jpg has not"):
+        read(coco(tmp_path, [box(segmentation=SQUARE)], images))
+
+
+def test_an_index_travels_to_other_processes(tmp_path):
+    index = read(coco(tmp_path, [box(segmentation=SQUARE)]))
+    again = pickle.loads(pickle.dumps(index))
+    np.testing.assert_array_equal(again.train[0].masks(), index.train[0].masks())
+    assert (again.classes, again.fingerprint) == (index.classes, index.fingerprint)
 
 
 def test_boxes_and_images_listed_twice_count_once(tmp_path):

@@ -166,7 +166,7 @@ def _objects(
         yield (
             image,
             RawObject(
-                label, corners, where, outline=outline, crowd=bool(entry.get("iscrowd")),
+                label, corners, where, outline=outline, crowd=entry.get("iscrowd") in (1, "1"),
                 area=area if area is not None and area > 0 else None,
             ),
         )  # fmt: skip
