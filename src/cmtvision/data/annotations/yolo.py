@@ -246,8 +246,7 @@ def _label_folder(images: Path) -> Path:
 
 
 def _has_labels(folder: Path) -> bool:
-    """Whether some image of the folder has a text file that begins with an object."""
+    """Whether some image of the folder has a text file of its name."""
     place = _label_folder(folder)
     images = {file.stem for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS}
-    texts = [file for file in sorted(place.rglob("*.txt")) if file.stem in images] if place.is_dir() else []
-    return bool(texts)
+    return place.is_dir() and any(file.stem in images for file in place.rglob("*.txt"))
