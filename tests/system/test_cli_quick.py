@@ -110,6 +110,20 @@ def test_sample_data_is_written_once_and_replaced_only_when_told(tmp_path):
     assert run_cli("sample-data", "photos", "--overwrite", cwd=tmp_path).returncode == 0
 
 
+def test_sample_scenes_are_written_for_both_tasks_and_options_belong_to_them(tmp_path):
+    for task in ("detection", "segmentation"):
+        done = run_cli("sample-data", task, "--task", task, "--scenes", "10", "--seed", "3", "--json", cwd=tmp_path)
+        facts = json.loads(done.stdout)
+        assert (facts["task"], facts["train"], facts["val"]) == (task, 8, 2)
+        assert facts["objects"] > 20
+    assert len(list((tmp_path / "segmentation" / "val" / "masks").iterdir())) == 2
+    words = ("sample-data", "detection", "--task", "detection", "--scenes")
+    assert_one_error(run_cli(*words, "10", cwd=tmp_path), "not empty", "--overwrite")
+    assert_one_error(run_cli(*words, "1", cwd=tmp_path), "scenes: got 1, expected 5")
+    assert_one_error(run_cli("sample-data", "photos", "--seed", "1", cwd=tmp_path), "--seed", "add --task detection")
+    assert not (tmp_path / "photos").exists()
+
+
 def test_a_reader_that_stops_early_is_no_fault(tmp_path):
     with subprocess.Popen(
         command_line("recipes", "demo"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE

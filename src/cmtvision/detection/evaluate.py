@@ -9,9 +9,10 @@ from cmtvision.artefact.dense import DetectionPredictor
 from cmtvision.artefact.files import read_artefact
 from cmtvision.artefact.runtimes.torch import pick_device
 from cmtvision.data.annotations import read_detection
+from cmtvision.data.annotations.splits import images_of
 from cmtvision.data.training.dense_dataset import DetectionDataset
 from cmtvision.detection.task import DetectionEvaluation, evaluated
-from cmtvision.engine.dense import as_the_run, dense_eval_loader, listing_of, part_of
+from cmtvision.engine.dense import as_the_run, dense_eval_loader, part_of
 from cmtvision.engine.distributed.processes import join_processes
 from cmtvision.engine.evaluation.evaluate import Split, evaluation_notes
 from cmtvision.recipe import DataSection
@@ -55,4 +56,4 @@ def evaluate_detector(
         found = evaluated(
             predictor.network, predictor.classes, chosen, loader, predictor.device, processes, index.skipped
         )
-        return replace(found, notes=[*index.notes, *evaluation_notes(listing_of(index), chosen)])
+        return replace(found, notes=[*index.notes, *evaluation_notes(images_of(index), chosen)])

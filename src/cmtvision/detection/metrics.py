@@ -90,8 +90,9 @@ def coco_figures(
     ]  # in the order of images, whichever process saw them
     silent: dict[str, Any] = {"print_function": _nothing}
     annotated = COCO(truth, **silent)
+    results = annotated.loadRes(answers) if answers else COCO({**truth, "annotations": []}, **silent)
     evaluation = COCOeval_faster(
-        annotated, annotated.loadRes(answers), iouType="bbox" if kind == "boxes" else "segm", extra_calc=False, **silent
+        annotated, results, iouType="bbox" if kind == "boxes" else "segm", extra_calc=False, **silent
     )
     evaluation.params.maxDets = list(_COUNTED)
     evaluation.evaluate()

@@ -13,6 +13,7 @@ from cmtvision.artefact.detections import Detections
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, DetectionIndex, DetectionSample, Skipped
 from cmtvision.data.annotations import read_detection
+from cmtvision.data.annotations.splits import as_in, images_of
 from cmtvision.data.training.dense_dataset import DetectionDataset, collate_detection
 from cmtvision.detection.found import found_in
 from cmtvision.detection.metrics import DetectionFigures, coco_figures
@@ -21,8 +22,6 @@ from cmtvision.engine.dense import (
     build_dense,
     dense_eval_loader,
     dense_train_loader,
-    in_parts_of,
-    listing_of,
     train_transform,
     whole_image,
 )
@@ -142,11 +141,11 @@ class Detection:
 
     def listing(self, index: DetectionIndex) -> DatasetIndex:
         """The images as the run folder lists them."""
-        return listing_of(index)
+        return images_of(index)
 
     def in_parts(self, index: DetectionIndex, listing: DatasetIndex) -> DetectionIndex:
         """The index in a listing's parts."""
-        return in_parts_of(index, listing)
+        return as_in(index, listing)
 
     def build(self, recipe: Recipe, index: DetectionIndex, resume: bool) -> BuiltModel:
         """The recipe's detector."""

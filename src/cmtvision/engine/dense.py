@@ -1,7 +1,6 @@
 """What detection and segmentation have in common as tasks of the engine: their recipes, networks and loaders."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from cmtvision.artefact.card import model_folder
 from cmtvision.artefact.run.names import SPLIT_FILE
-from cmtvision.data import DatasetIndex, EpochSampler, Preprocess, Sample
+from cmtvision.data import EpochSampler, Preprocess
 from cmtvision.data.annotations import AnnotationIndex
-from cmtvision.data.listing.split_file import take_split
+from cmtvision.data.annotations.splits import images_of, take_annotated_split
 from cmtvision.data.training.dense_augment import DenseAugment, DenseTransform
 from cmtvision.data.whole_image import WholeImage
 from cmtvision.engine.build import BuiltModel, build_preprocess
@@ -116,31 +115,6 @@ def dense_eval_loader(
     return DataLoader(dataset, batch_size=batch_size, sampler=share, shuffle=False, collate_fn=collate, **settings)
 
 
-def listing_of(index: AnnotationIndex[Any]) -> DatasetIndex:
-    """The images as a run folder lists them, each with the classes that are in it."""
-
-    def samples(part: Sequence[Any]) -> list[Sample]:
-        found = []
-        for one in part:
-            labels = tuple(sorted({int(label) for label in one.labels}))
-            found.append(Sample(one.path, labels[0] if labels else -1, labels))
-        return found
-
-    return DatasetIndex(
-        root=index.root,
-        classes=index.classes,
-        train=samples(index.train),
-        val=samples(index.val),
-        skipped=index.skipped,
-        fingerprint=index.fingerprint,
-        split_source=index.split_source,
-        multi_label=True,
-        source=index.source,
-        test=samples(index.test),
-        notes=index.notes,
-    )
-
-
 def as_the_run(folder: str | Path, index: AnnotationIndex[Any], fingerprint: str) -> AnnotationIndex[Any]:
     """The index with a run's own images in the parts that the run had them in, wherever they are now.
 
@@ -148,7 +122,7 @@ def as_the_run(folder: str | Path, index: AnnotationIndex[Any], fingerprint: str
         DataError: the run's split cannot be read.
     """
     split = model_folder(folder) / SPLIT_FILE
-    return in_parts_of(index, take_split(listing_of(index), split, fingerprint)) if split.is_file() else index
+    return take_annotated_split(index, split, fingerprint) if split.is_file() else index
 
 
 def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
@@ -157,16 +131,6 @@ def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
     Raises:
         DataError: there are none, or for 'val' none but images that the run was trained on.
     """
-    chosen, said = choose_samples(listing_of(index), split)
+    chosen, said = choose_samples(images_of(index), split)
     wanted = {one.path for one in chosen}
     return [one for one in index.samples if one.path in wanted], said
-
-
-def in_parts_of(index: AnnotationIndex[Any], listing: DatasetIndex) -> AnnotationIndex[Any]:
-    """The index with its images in the parts that a listing has them in."""
-    by_path = {one.path: one for one in index.samples}
-    parts: dict[str, Any] = {
-        part: [by_path[one.path] for one in getattr(listing, part) if one.path in by_path]
-        for part in ("train", "val", "test")
-    }
-    return replace(index, **parts, split_source=listing.split_source)

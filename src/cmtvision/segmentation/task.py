@@ -14,14 +14,13 @@ from cmtvision.artefact.dense import class_map
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.data import DatasetIndex, SegmentationIndex, SegmentationSample, Skipped
 from cmtvision.data.annotations import read_segmentation
+from cmtvision.data.annotations.splits import as_in, images_of
 from cmtvision.data.training.dense_dataset import SegmentationDataset, collate_segmentation
 from cmtvision.engine.build import BuiltModel
 from cmtvision.engine.dense import (
     build_dense,
     dense_eval_loader,
     dense_train_loader,
-    in_parts_of,
-    listing_of,
     train_transform,
     whole_image,
 )
@@ -134,11 +133,11 @@ class Segmentation:
 
     def listing(self, index: SegmentationIndex) -> DatasetIndex:
         """The images as the run folder lists them."""
-        return listing_of(index)
+        return images_of(index)
 
     def in_parts(self, index: SegmentationIndex, listing: DatasetIndex) -> SegmentationIndex:
         """The index in a listing's parts."""
-        return in_parts_of(index, listing)
+        return as_in(index, listing)
 
     def build(self, recipe: Recipe, index: SegmentationIndex, resume: bool) -> BuiltModel:
         """The recipe's segmenter."""

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -109,8 +110,9 @@ def test_boxes_outside_and_without_area_are_left_out_and_named(tmp_path):
         tmp_path,
         [
             box(bbox=(-10, -5, 30, 20)), box(bbox=(70, 5, 5, 5)), box(bbox=(5, 5, 0, 9)), box(bbox=(5, 5, -3, 9)),
+            box(bbox=(1e9, 5, 1e9, 5)),
             box(bbox=(5, float("nan"), 3, 9)), box(bbox=(5, 5, float("inf"), 9)), box(bbox=(5, 5, 10**400, 9)),
-            box(image=2, bbox=(30.2, 10, 30, 30.5)),
+            box(image=2, bbox=(30.2, 10, 30, 30.5), area=1e300),
         ],
     )  # fmt: skip
     index = read(root)
@@ -119,7 +121,8 @@ def test_boxes_outside_and_without_area_are_left_out_and_named(tmp_path):
     said = "; ".join(index.notes)
     assert "3 x a box left out: a coordinate that is not a finite number" in said
     assert "2 x a box left out: of no area" in said
-    assert "1 x a box left out: outside the image" in said
+    assert "2 x a box left out: outside the image" in said
+    assert index.train[1].area.tolist() == pytest.approx([29.8 * 30])
     assert "1 x a box that reached out of the image, cut at its edge" in said  # by more than a rounding
     assert "instances_train.json annotation 1" in said
 
@@ -141,7 +144,11 @@ def test_an_image_without_boxes_stays_and_crowds_are_marked(tmp_path):
         ([[1, 1, 9, 9]], "a polygon left out: fewer than three points"),
         ([[1, 1, 9, 9, 5]], "a polygon left out: not pairs"),
         ([[1, 1, 9, float("nan"), 5, 5]], "a polygon left out: not pairs of finite numbers"),
-        ({"size": [60, 40], "counts": [2400]}, "of size [60, 40], not its image's"),
+        ([[1, 1, 9, 10**400, 5, 5]], "a polygon left out: not pairs of finite numbers"),
+        ([[1, 1, 9, True, "5", 5]], "a polygon left out: not pairs of finite numbers"),
+        ([[1, [1], 9, 9, 5, 5]], "a polygon left out: not pairs of finite numbers"),
+        ([5, 5, 5, 5, 5, 5], "a polygon left out: not pairs of finite numbers"),
+        ({"size": [60, 40], "counts": [2400]}, "of size '[60, 40]', not its image's"),
         ({"size": [40, 60], "counts": [2399]}, "do not fill 60 x 40"),
         ({"size": [40, 60], "counts": "no runs"}, "an outline left out"),
         ({"size": [40, 60], "counts": {}}, "neither numbers nor text"),
@@ -175,9 +182,9 @@ def test_files_that_are_missing_damaged_or_of_another_size_are_skipped(tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": [box(category=99)]}, "annotation 0: category 99 is not among its categories"),
-        ({"annotations": [box(image=9)]}, "annotation 0: image 9 is not among its images"),
-        ({"annotations": [box(bbox=[1, 2])]}, r"bbox is \[1, 2\], expected \[x, y, width, height\]"),
+        ({"annotations": [box(category=99)]}, "annotation 0: category '99' is not among its categories"),
+        ({"annotations": [box(image=9)]}, "annotation 0: image '9' is not among its images"),
+        ({"annotations": [box(bbox=[1, 2])]}, r"bbox is '\[1, 2\]', expected \[x, y, width, height\]"),
         ({"annotations": ["box"]}, "annotation 0: expected an object"),
         ({"annotations": None}, "no list of annotations"),
         ({"images": 5}, "not COCO"),
@@ -186,10 +193,15 @@ def test_files_that_are_missing_damaged_or_of_another_size_are_skipped(tmp_path)
         ({"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "leads out of"),
         ({"images": [{"id": 1, "file_name": "..\\secret.jpg"}]}, "leads out of"),
         ({"images": [{"id": 1, "file_name": "a\0.jpg"}]}, "the name of an image is"),
-        ({"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}, "id 1 is that of train/a.jpg"),
+        ({"images": [{"id": 1, "file_name": "a" * 5_000}]}, r"the name of an image is 'a{60}\.\.\.'"),
+        ({"images": [{"id": 1, "file_name": "a" * 500}]}, "no usable image|no such file"),
+        (
+            {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]},
+            "id '1' is that of train/a",
+        ),
         ({"images": [{"id": 1, "file_name": "a.jpg", "width": -5, "height": 3}]}, "expected pixels"),
         ({"categories": []}, "no categories"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category 1: id 1 is there twice"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category 1: id '1' is there twice"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "category 1: 'a' is there twice"),
         ({"categories": [{"id": [1], "name": "a"}]}, "id is '\\[1\\]', expected a whole number"),
     ],
@@ -218,6 +230,21 @@ def test_what_is_no_json_is_refused(tmp_path, content, message):
 def test_a_huge_file_is_not_read(tmp_path):
     with pytest.raises(DataError, match="more than 100 bytes"):
         read(coco(tmp_path, [box()]), max_json_bytes=100)
+
+
+def test_without_a_stated_size_boxes_are_read_and_outlines_refused(tmp_path):
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    jpeg(tmp_path / "train" / "a.jpg")
+    assert read(coco(tmp_path, [box()], images)).train[0].boxes.tolist() == [[5, 5, 25, 15]]
+    with pytest.raises(DataError, match=r"needs width and height of its image, which train/a\.jpg has not"):
+        read(coco(tmp_path, [box(segmentation=SQUARE)], images))
+
+
+def test_an_index_travels_to_other_processes(tmp_path):
+    index = read(coco(tmp_path, [box(segmentation=SQUARE)]))
+    again = pickle.loads(pickle.dumps(index))
+    np.testing.assert_array_equal(again.train[0].masks(), index.train[0].masks())
+    assert (again.classes, again.fingerprint) == (index.classes, index.fingerprint)
 
 
 def test_boxes_and_images_listed_twice_count_once(tmp_path):

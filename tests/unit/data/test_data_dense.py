@@ -182,6 +182,16 @@ def test_photometric_changes_leave_geometry_alone(sample):
     assert torch.equal(target["masks"], before["masks"])
 
 
+def test_what_the_image_does_not_reach_is_mean_colour_whatever_was_changed(sample):
+    augment = DenseAugment((48, 44), scale=(0.2, 0.4), photometric=1.0)
+    dataset = DetectionDataset([sample], DenseTransform(RGB, augment))
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        image = dataset[0][0]
+        empty = (image.abs() < 0.5 / 255 / 0.2 + 1e-6).all(dim=0)  # zero but for the rounding to a whole colour
+        assert empty.float().mean() > 0.75
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("preprocess", [RGB, GRAY])
 def test_gray_images_and_gray_networks_are_trained_alike(tmp_path, mode, preprocess):

@@ -141,6 +141,9 @@ def test_limits_and_missing_files_of_masks(tmp_path):
         read_mask(tmp_path / "mask.png", max_pixels=100)
     with pytest.raises(DataError, match="more than the limit of 10"):
         read_mask(tmp_path / "mask.png", max_bytes=10)
+    Image.fromarray(striped(0, 1).astype(np.int32) - 1).save(tmp_path / "deep.tif")
+    with pytest.raises(DataError, match="values from -1 to 0, expected class numbers"):
+        read_mask(tmp_path / "deep.tif")
     data = (tmp_path / "mask.png").read_bytes()
     (tmp_path / "mask.png").write_bytes(data[:50])
     with pytest.raises(DataError, match="damaged mask"):

@@ -122,7 +122,7 @@ def test_labels_without_an_image_are_skipped(tmp_path):
         ("- a", "expected names, train and val"),
         ("names: [a, a]\ntrain: images/train", "a class name is there twice"),
         ("names: 5\ntrain: images/train", "names is 5, expected a list"),
-        ("train: nowhere\nnames: [a]", "no folder of images beside it .* it names train: nowhere"),
+        ("train: nowhere\nnames: [a]", "no folder of images beside it .* it names 'train: nowhere"),
         ("train: /etc\nnames: [a]", "no folder of images beside it"),
         ("train: 5\nnames: [a]", "train is 5, expected a folder"),
         ("train: images/train\nval: images/train\nnames: [a]", "named for train and for val"),

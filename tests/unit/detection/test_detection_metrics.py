@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from cmtvision.artefact.detections import Detections, detections, merged
-from cmtvision.data import DetectionSample
+from cmtvision.data import DetectionSample, Preprocess, read_detection, write_sample_scenes
 from cmtvision.data.annotations.outlines import Outline, counts_to_text, encode_counts
+from cmtvision.data.training.dense_dataset import DetectionDataset
+from cmtvision.data.whole_image import WholeImage, original_boxes
 from cmtvision.detection.metrics import coco_figures
 from cmtvision.errors import ConfigError, DataError
 
+RGB = Preprocess((32, 32), 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
 CLASSES = 4
 SIZE = (150, 200)  # with large objects, too
 NAMES = (
@@ -130,6 +133,12 @@ def test_what_several_processes_found_gives_the_same_figures_to_the_last_bit():
     assert coco_figures(samples, merged(parts), CLASSES) == coco_figures(samples, found, CLASSES)
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = write_sample_scenes(tmp_path_factory.mktemp("scenes") / "a", "detection", scenes=15).directory
+    return read_detection(folder).samples
+
+
 def exact(samples):
     return {
         number: detections(one.boxes, np.ones(len(one.boxes)), one.labels, one.masks())
@@ -146,6 +155,19 @@ def test_finding_every_object_is_perfect_and_finding_nothing_is_zero(kind):
     nothing = {number: detections([], [], [], empty) for number in range(len(samples))}
     figures = coco_figures(samples, nothing, CLASSES, kind)
     assert (figures.ap, figures.ar100, figures.ap_by_class[3]) == (0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("side", [128, 200, 77])
+def test_boxes_of_evaluation_inputs_lead_back_to_perfect_figures(scenes, side):
+    """What a perfect network would do: read, resize, find everything, map back, count."""
+    dataset = DetectionDataset(scenes, WholeImage(RGB, side))
+    found = {}
+    for image, target, index in (dataset[place] for place in range(len(dataset))):
+        assert min(image.shape[1:]) == side
+        boxes = original_boxes(target["boxes"].numpy(), target["scale"], target["original_size"])
+        found[index] = detections(boxes, np.linspace(1, 0.5, len(boxes)), target["labels"].numpy())
+    figures = coco_figures(scenes, found, 10)
+    assert (figures.ap, figures.ar100, figures.num_objects) == (1.0, 1.0, sum(len(one.boxes) for one in scenes))
 
 
 def test_boxes_of_no_object_among_no_objects_have_no_figure():

@@ -236,8 +236,8 @@ def _detection_sample(
     outlines: list[Outline | None] = []
     for one in image.objects:
         x0, y0, x1, y1 = _pixels(one.box, height, width) if image.shares else turned_box(one.box, facts.stored, turn)
-        left, right = max(0.0, x0), min(float(width), x1)
-        top, bottom = max(0.0, y0), min(float(height), y1)
+        left, right = (min(max(0.0, x), float(width)) for x in (x0, x1))
+        top, bottom = (min(max(0.0, y), float(height)) for y in (y0, y1))
         box = np.array([left, top, right, bottom], dtype=np.float32)
         if not (box[2] > box[0] and box[3] > box[1]):
             outside = x1 > x0 and y1 > y0
@@ -249,8 +249,9 @@ def _detection_sample(
         boxes.append(box)
         labels.append(number[one.label])
         crowd.append(one.crowd)
-        covered = one.area or (outline.area() if outline is not None else 0.0)
-        area.append(covered or float((box[2] - box[0]) * (box[3] - box[1])))
+        own = float((box[2] - box[0]) * (box[3] - box[1])) if outline is None else outline.area()
+        stated = one.area if one.area is not None and one.area <= height * width else None
+        area.append(stated or own)
         outlines.append(outline)
     return DetectionSample(
         image.path,

@@ -16,14 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from cmtvision.data.annotations.limits import MAX_JSON_BYTES, MAX_POINTS, name_below, number, read_json
-from cmtvision.data.annotations.outlines import Outline, checked_counts, counts_from_text, polygon_points
+from cmtvision.data.annotations.limits import (
+    MAX_JSON_BYTES,
+    MAX_NAME,
+    MAX_POINTS,
+    exists,
+    name_below,
+    number,
+    read_json,
+    shown,
+)
+from cmtvision.data.annotations.outlines import Outline, Points, checked_counts, counts_from_text, polygon_points
 from cmtvision.data.annotations.raw import LeftOut, RawImage, RawListing, RawObject
 from cmtvision.data.listing.splits import part_of_file, parts_of
 from cmtvision.errors import DataError
 
 IN_FOLDER = "_annotations.coco.json"
 _PREFIX = "instances_"
+_FARTHEST = 1e9  # pixels: outside any image, and a float32
 _LOOKED_AT = 20  # images by which the folder that holds them is chosen
 
 
@@ -94,7 +104,9 @@ def _list_file(file: _File, listing: RawListing, seen: dict[str, RawImage], max_
         path, relative = name_below(listing.root, folder.resolve(), entry["file_name"], where)
         image = seen.get(relative)
         if key in images and images[key] is not image:
-            raise DataError(f"{where}: id {key} is that of {images[key].relative} already; number each image once")
+            raise DataError(
+                f"{where}: id {shown(key)} is that of {images[key].relative} already; number each image once"
+            )
         if image is None:
             image = seen[relative] = RawImage(path, relative, file.part, _size(entry, where))
             listing.images.append(image)
@@ -131,11 +143,11 @@ def _objects(
         image = images.get(_id(entry.get("image_id"), where, "image_id"))
         label = categories.get(_id(entry.get("category_id"), where, "category_id"))
         if image is None:
-            raise DataError(f"{where}: image {entry.get('image_id')} is not among its images")
+            raise DataError(f"{where}: image {shown(entry.get('image_id'))} is not among its images")
         if label is None:
             raise DataError(
-                f"{where}: category {entry.get('category_id')} is not among its categories "
-                f"({', '.join(map(str, list(categories)[:5]))}{', ...' if len(categories) > 5 else ''})"
+                f"{where}: category {shown(entry.get('category_id'))} is not among its categories "
+                f"({', '.join(map(shown, list(categories)[:5]))}{', ...' if len(categories) > 5 else ''})"
             )
         outline = _outline(entry.get("segmentation"), image, where, left_out)
         box = entry.get("bbox")
@@ -149,12 +161,12 @@ def _objects(
         elif not box and outline is not None:
             corners = outline.box()
         else:
-            raise DataError(f"{where}: bbox is {str(box)[:60]}, expected [x, y, width, height]")
+            raise DataError(f"{where}: bbox is {shown(box)}, expected [x, y, width, height]")
         area = number(entry.get("area"))
         yield (
             image,
             RawObject(
-                label, corners, where, outline=outline, crowd=bool(entry.get("iscrowd")),
+                label, corners, where, outline=outline, crowd=entry.get("iscrowd") in (1, "1"),
                 area=area if area is not None and area > 0 else None,
             ),
         )  # fmt: skip
@@ -176,20 +188,32 @@ def _outline(value: object, image: RawImage, where: str, left_out: LeftOut) -> O
         left_out.add(f"an outline left out: more than {MAX_POINTS:,} points", where)
         return None
     for one in value:
-        numbers = [number(coordinate) for coordinate in one] if isinstance(one, list) else [None]
-        if None in numbers or len(numbers) % 2:
+        points = _points(one)
+        if points is None:
             left_out.add("a polygon left out: not pairs of finite numbers", where)
-        elif len(numbers) < 6:
+        elif len(points) < 3:
             left_out.add("a polygon left out: fewer than three points", where)
         else:
-            polygons.append(polygon_points([coordinate for coordinate in numbers if coordinate is not None]))
+            polygons.append(points)
     return Outline(height, width, tuple(polygons)) if polygons else None
+
+
+def _points(value: object) -> Points | None:
+    """x, y, x, y, ... as points; None where they are no pairs of finite numbers."""
+    try:
+        numbers = np.array(value)
+    except (ValueError, OverflowError):  # lists of different lengths
+        return None
+    if numbers.ndim != 1 or numbers.dtype.kind not in "if" or len(numbers) % 2:
+        return None
+    points = polygon_points(np.clip(numbers, -_FARTHEST, _FARTHEST))
+    return points if np.isfinite(points).all() else None
 
 
 def _runs(value: dict[str, Any], height: int, width: int, where: str, left_out: LeftOut) -> Outline | None:
     size, counts = value.get("size"), value.get("counts")
     if size != [height, width]:
-        left_out.add(f"an outline left out: of size {str(size)[:30]}, not its image's", where)
+        left_out.add(f"an outline left out: of size {shown(size)}, not its image's", where)
         return None
     try:
         if isinstance(counts, str):
@@ -213,9 +237,11 @@ def _categories(json: Path, value: object) -> dict[Any, str]:
         where = f"{json} category {place}"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
             raise DataError(f"{where}: expected an object with id and name")
+        if len(entry["name"]) > MAX_NAME:
+            raise DataError(f"{where}: a name of {len(entry['name']):,} characters, {shown(entry['name'])}")
         key, name = _id(entry.get("id"), where, "id"), entry["name"].strip()
         if key in found or name in found.values():
-            raise DataError(f"{where}: {'id ' + str(key) if key in found else repr(name)} is there twice")
+            raise DataError(f"{where}: {'id ' + shown(key) if key in found else shown(name)} is there twice")
         found[key] = name
     return dict(sorted(found.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
@@ -225,13 +251,15 @@ def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
     if height is None and width is None:
         return None
     if not height or not width or height < 1 or width < 1 or height % 1 or width % 1:
-        raise DataError(f"{where}: width {entry.get('width')!r} and height {entry.get('height')!r}, expected pixels")
+        raise DataError(
+            f"{where}: width {shown(entry.get('width'))} and height {shown(entry.get('height'))}, expected pixels"
+        )
     return int(height), int(width)
 
 
 def _id(value: object, where: str, key: str) -> int | str:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: {key} is {str(value)[:60]!r}, expected a whole number")
+        raise DataError(f"{where}: {key} is {shown(value)}, expected a whole number")
     return value
 
 
@@ -241,7 +269,7 @@ def _image_folder(file: _File, entries: list[Any]) -> Path:
              and isinstance(entry.get("file_name"), str) and "\0" not in entry["file_name"]]  # fmt: skip
     existing = [folder for folder in file.folders if folder.is_dir()]
     for folder in existing:
-        if any((folder / name).is_file() for name in names):
+        if any(exists(folder / name) for name in names):
             return folder
     return existing[0]
 

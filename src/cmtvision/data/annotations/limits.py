@@ -13,6 +13,8 @@ MAX_JSON_BYTES = 2_000_000_000  # COCO's own largest has 448 MB, LVIS's 1.1 GB
 MAX_TEXT_BYTES = 20_000_000  # of one image's YOLO or VOC file, a list of images, a data.yaml
 MAX_BOXES = 10_000  # of one image
 MAX_POINTS = 100_000  # of one object's outline
+MAX_NAME = 1_000  # characters of a file's or class's name
+_SHOWN = 60
 MAX_MASK_BYTES = 2_000_000_000  # all masks of one image, decoded
 
 
@@ -58,10 +60,24 @@ def name_below(root: Path, folder: Path, name: str, where: str) -> tuple[Path, s
     Raises:
         DataError: an empty name, or one that leads out of the folder.
     """
-    if not name.strip() or "\0" in name:
-        raise DataError(f"{where}: the name of an image is {'empty' if not name.strip() else repr(name)}")
+    if not name.strip() or "\0" in name or len(name) > MAX_NAME:
+        raise DataError(f"{where}: the name of an image is {shown(name) if name.strip() else 'empty'}")
     path = inside(folder, name, allow_outside=False, where=where)
     return path, Path(relpath(path, root)).as_posix()
+
+
+def shown(value: object) -> str:
+    """A value of a file in a message, however long it is."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+def exists(path: Path) -> bool:
+    """Whether a path that a file names is there; a name that no file can have is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def number(value: object) -> float | None:

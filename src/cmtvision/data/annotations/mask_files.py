@@ -14,6 +14,8 @@ from cmtvision.errors import DataError
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 """Files that keep class numbers as they are; JPEG would change them."""
+MOST_CLASSES = 65_536
+"""A mask of 16 bits has no more numbers."""
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 
 
@@ -89,7 +91,10 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
             picture.load()
             if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
                 return _gray(np.asarray(picture.convert("RGB")), path)
-            return np.asarray(picture).astype(np.int32)
+            numbers = np.asarray(picture).astype(np.int64)
+            if numbers.size and (numbers.min() < 0 or numbers.max() >= MOST_CLASSES):
+                raise DataError(f"{path}: values from {numbers.min()} to {numbers.max()}, expected class numbers")
+            return numbers.astype(np.int32)
     except DataError:
         raise
     except UnidentifiedImageError:

@@ -10,7 +10,6 @@ A pixel is inside a polygon if its centre is, by the even-odd rule; several poly
 H W height and width in pixels, K points, R run lengths.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,7 +162,7 @@ def checked_counts(counts: npt.NDArray[np.int64], height: int, width: int) -> np
     return counts
 
 
-def polygon_points(values: Sequence[float]) -> Points:
+def polygon_points(values: npt.ArrayLike) -> Points:
     """x, y, x, y, ... as points (K, 2)."""
     return np.asarray(values, dtype=np.float32).reshape(-1, 2)
 

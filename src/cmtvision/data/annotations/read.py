@@ -21,7 +21,7 @@ from cmtvision.data.annotations.build import (
 )
 from cmtvision.data.annotations.coco import coco_files, list_coco
 from cmtvision.data.annotations.limits import MAX_JSON_BYTES
-from cmtvision.data.annotations.mask_files import DrawnMask, MaskFile, read_mask
+from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, MaskFile, read_mask
 from cmtvision.data.annotations.masks import (
     VOID_NAMES,
     Pair,
@@ -54,7 +54,6 @@ SEGMENTATION_FORMATS = (
     "(JPEGImages/ and SegmentationClass/), or COCO (annotations/instances_train.json beside train/)"
 )
 BACKGROUND = "background"
-_MOST_CLASSES = 65_536  # a 16-bit mask has no more numbers
 
 
 def read_detection(
@@ -122,7 +121,7 @@ def read_segmentation(
         DataError: no such folder, another format, no usable image, classes that contradict themselves.
     """
     source = _source(path, SEGMENTATION_FORMATS)
-    if void is not None and not 0 <= void < _MOST_CLASSES:
+    if void is not None and not 0 <= void < MOST_CLASSES:
         raise DataError(f"void: got {void}, expected the number of a mask's pixels that belong to no class")
     options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
     folders = mask_folders(source) if source.is_dir() else []
@@ -193,7 +192,7 @@ def _from_masks(
         if turn is None:
             sizes = [f"{width} x {height}" for height, width in (numbers.shape, facts.stored)]
             return Skipped(pair.mask, f"{sizes[0]} pixels, its image has {sizes[1]}")
-        return facts, replace(mask, turn=turn), tuple(np.unique(numbers).tolist())
+        return facts, replace(mask, turn=turn), tuple(np.flatnonzero(np.bincount(numbers.reshape(-1))).tolist())
 
     found: list[tuple[Pair, Facts, MaskFile, tuple[int, ...]]] = []
     for pair, answer in in_threads(looked, pairs, options.progress):

@@ -92,7 +92,8 @@ class SegmentationSample:
         size: (height, width) of the upright image in pixels.
         mask: reads the class numbers, (H, W) int32.
         void: the number of pixels that belong to no class.
-        labels: the classes that are in the mask, sorted; () where nobody has looked.
+        labels: the classes that are in the mask, or of the outlines that it is drawn from, sorted; () where nobody has
+            looked.
     """
 
     path: Path

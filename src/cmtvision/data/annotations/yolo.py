@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cmtvision.data.annotations.limits import MAX_POINTS, name_below, number, read_text
+from cmtvision.data.annotations.limits import MAX_POINTS, exists, name_below, number, read_text, shown
 from cmtvision.data.annotations.outlines import polygon_points
 from cmtvision.data.annotations.raw import RawImage, RawListing, RawObject
 from cmtvision.data.listing.class_folders import EXTENSIONS, images_below
@@ -197,7 +197,7 @@ def _stated_folders(file: Path, content: dict[str, Any]) -> dict[Path, str | Non
             elif found.setdefault(place, part) != part:
                 raise DataError(f"{file}: {value} is named for {found[place]} and for {part}; name each folder once")
     if not found or (missing and "train" not in found.values()):
-        what = f"; it names {', '.join(missing)}" if missing else ""
+        what = f"; it names {shown(', '.join(missing))}" if missing else ""
         raise DataError(f"{file}: no folder of images beside it by the names train, val and test{what}")
     return found
 
@@ -208,7 +208,7 @@ def _place(base: Path, stated: str, value: str) -> Path | None:
     prefix = [part for part in PurePosixPath(stated.replace("\\", "/")).parts if part not in ("..", "/", ".")]
     for tail in (parts, [*prefix, *parts], *(parts[skip:] for skip in range(1, len(parts)))):
         place = base.joinpath(*tail)
-        if place.exists() and place.resolve().is_relative_to(base.resolve()):
+        if exists(place) and place.resolve().is_relative_to(base.resolve()):
             return place
     return None
 
@@ -246,8 +246,7 @@ def _label_folder(images: Path) -> Path:
 
 
 def _has_labels(folder: Path) -> bool:
-    """Whether some image of the folder has a text file that begins with an object."""
+    """Whether some image of the folder has a text file of its name."""
     place = _label_folder(folder)
     images = {file.stem for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS}
-    texts = [file for file in sorted(place.rglob("*.txt")) if file.stem in images] if place.is_dir() else []
-    return bool(texts)
+    return place.is_dir() and any(file.stem in images for file in place.rglob("*.txt"))

@@ -14,9 +14,10 @@ from PIL import Image, ImageOps
 from cmtvision.data.scenes.draws import Draws
 
 Gray = npt.NDArray[np.uint8]  # (H, W)
+_BLACK = 8  # the photos' black has a grain around the product
 _SMALL_HOLE = 12  # pixels of the original 28 x 28
-_LEAST_AREA = 70
-_LEAST_SHARE = 92  # percent of what is not black that the largest part must have
+_LEAST_AREA = 60
+_LEAST_SHARE = 85  # percent of what is not black that the largest part must have
 _LEAST_BRIGHTNESS = 45
 _FADED = 60
 _TILT = 24  # degrees to either side
@@ -38,8 +39,8 @@ def silhouette(photo: Gray) -> npt.NDArray[np.bool_] | None:
     """The product's pixels (28, 28) in a photo; None where the photo is not fit to be cut out."""
     from scipy import ndimage
 
-    bright = photo > 0
-    labels, count = ndimage.label(bright)
+    bright = photo > _BLACK
+    labels, count = ndimage.label(bright, np.ones((3, 3)))  # straps may run diagonally
     if not count:
         return None
     areas = np.bincount(labels.reshape(-1))[1:]

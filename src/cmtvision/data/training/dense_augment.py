@@ -2,8 +2,8 @@
 
 Two kinds of geometry. Large-scale jitter: the image is fitted into the crop, enlarged or shrunk by a random factor, and
 a window of fixed size is cut out, with mean colour where the image does not reach. Multi-scale: the shorter side gets
-one of several lengths, and nothing is cropped. Then a mirror image, and changes of brightness, contrast, saturation,
-hue and channels. Boxes are cut at the window; an object of which less than a pixel is left is dropped.
+one of several lengths, and nothing is cropped. Besides, changes of brightness, contrast, saturation and hue, and a
+mirror image. Boxes are cut at the window; an object of which less than a pixel is left is dropped.
 
 Masks are resized to the nearest pixel by pixel centres; torchvision's own way takes the pixel's corner, which moves an
 enlarged mask by half a pixel against its image.
@@ -26,7 +26,10 @@ from cmtvision.errors import ConfigError
 
 Scene: TypeAlias = dict[str, Any]
 """'image' (PIL) with any of 'boxes' (N, 4), 'masks' (N, H, W) and 'mask' (H, W) as torchvision's tv_tensors."""
-_BRIGHTNESS, _CONTRAST = 0.125, 0.5  # what torchvision's photometric distortion does at most
+_LIGHT: tuple[dict[str, float], ...] = ({"brightness": 0.125}, {"contrast": 0.5})
+_COLOUR = (*_LIGHT, {"saturation": 0.5}, {"hue": 0.05})
+"""The reach of SSD's photometric distortion (Liu et al. 2016), without its exchange of colour channels: colours tell
+classes apart."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,14 @@ class DenseTransform:
         if augment.short_sides:
             steps = [_ShortSide(augment.short_sides, augment.longest, mode)]
         else:
-            window = v2.RandomCrop(augment.size, pad_if_needed=True, fill=fill)
-            steps = [_Jitter(augment.size, augment.scale, mode), window]
+            steps = [_Jitter(augment.size, augment.scale, mode)]
+        if augment.photometric:  # before the window, whose mean colour stays what it is
+            changes = _COLOUR if preprocess.channels == 3 else _LIGHT
+            steps += [v2.RandomApply([v2.ColorJitter(**change)], p=augment.photometric) for change in changes]
+        if not augment.short_sides:
+            steps.append(v2.RandomCrop(augment.size, pad_if_needed=True, fill=fill))
         if augment.hflip:
             steps.append(v2.RandomHorizontalFlip(augment.hflip))
-        if augment.photometric and preprocess.channels == 3:
-            steps.append(v2.RandomPhotometricDistort(p=augment.photometric))
-        elif augment.photometric:
-            change = v2.ColorJitter(brightness=_BRIGHTNESS, contrast=_CONTRAST)
-            steps.append(v2.RandomApply([change], p=augment.photometric))
         self._steps = v2.Compose(steps)
 
     def __call__(self, scene: Scene) -> Scene:
