@@ -221,7 +221,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         found = card["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a model card ({error}); take it from the run again") from error
-    known = (*FORMAT_VERSIONS.values(), EXPORT_FORMAT)
+    known = sorted((*FORMAT_VERSIONS.values(), EXPORT_FORMAT))
     if found not in known:
         reads = " and ".join((", ".join(map(str, known[:-1])), str(known[-1])))
         raise CheckpointError(f"{path}: format {found}, this cmtvision reads {reads}; {_writer(card)}")

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from cmtvision.artefact.card import Card, Task, model_folder
+from cmtvision.artefact.card import Task, model_folder
 from cmtvision.artefact.detections import Detections, detections
 from cmtvision.artefact.files import Artefact, artefact_of
-from cmtvision.artefact.predictor import Predictor, load
+from cmtvision.artefact.predictor import Predictor, load_card, read_named_card
 from cmtvision.artefact.runtimes.torch import pick_device, set_threads
 from cmtvision.data import ImageSource
 from cmtvision.data.decode import each_image
@@ -129,13 +129,13 @@ def open_model(
         ConfigError: a runtime that is not installed, a device that is not there, or an option that it does not have.
     """
     folder = model_folder(path)
-    card = Card.read(folder)
+    card = read_named_card(path)
     kinds: dict[Task, type[DetectionPredictor] | type[SegmentationPredictor]] = {
         "detection": DetectionPredictor,
         "segmentation": SegmentationPredictor,
     }
     if card.task not in kinds:
-        return load(path, device, threads, streams)
+        return load_card(card, folder, device, threads, streams)
     set_threads(threads)
     return kinds[card.task](artefact_of(card, folder), device)
 

@@ -13,7 +13,7 @@ from cmtvision.data.annotations.outlines import counts_to_text, encode_counts
 from cmtvision.errors import DataError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Detections:
     """What was found in one image, in pixels of the upright original image; small, and picklable.
 
@@ -30,6 +30,9 @@ class Detections:
     labels: npt.NDArray[np.int64]
     masks: tuple[str, ...] | None = None
     size: tuple[int, int] = (0, 0)
+
+    def __repr__(self) -> str:
+        return f"Detections({len(self)}{'' if self.masks is None else ', with masks'})"
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -242,11 +242,17 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, str
         ConfigError: a runtime that is not installed, a device that is not there, or an option that it does not have.
     """
     folder = model_folder(path)
-    card = Card.read(folder)
+    card = read_named_card(path)
+    return load_card(card, folder, device, threads, streams)
+
+
+def read_named_card(path: str | Path) -> Card:
+    """The card of a model that is given by its folder, or by its file in it. Raises CheckpointError for other files."""
+    card = Card.read(model_folder(path))
     files = [MODEL_FILE] if card.export is None else list(card.export.sha256)
     if Path(path).is_file() and Path(path).name not in (CARD_FILE, *files):
         raise CheckpointError(f"{path}: not of the model that {CARD_FILE} beside it describes; that is {files[0]}")
-    return load_card(card, folder, device, threads, streams)
+    return card
 
 
 def load_card(

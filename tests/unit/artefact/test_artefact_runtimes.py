@@ -392,10 +392,10 @@ def test_a_block_that_makes_no_sense_is_one_clear_line(copy, changes, words):
 def test_a_newer_format_names_the_version_to_install(copy):
     folder = copy("onnx")
     card = json.loads((folder / "model.json").read_text())
-    card |= {"format_version": 4}
+    card |= {"format_version": 6}
     card["provenance"]["exported"]["cmtvision"] = "7.1.0"
     (folder / "model.json").write_text(json.dumps(card))
-    with pytest.raises(CheckpointError, match=r"format 4, .* 1, 2 and 3; .*cmtvision>=7\.1\.0") as error:
+    with pytest.raises(CheckpointError, match=r"format 6, .* 1, 2, 3, 4 and 5; .*cmtvision>=7\.1\.0") as error:
         cmtvision.load(folder)
     one_line(error)
 

@@ -5,11 +5,11 @@ from annotated_files import box, coco, jpeg
 
 from cmtvision.data import read_detection
 from cmtvision.data.annotations.splits import (
+    as_in,
     images_of,
-    keep_annotated_split,
     take_annotated_split,
-    write_annotated_split,
 )
+from cmtvision.data.listing.split_file import keep_split, write_split
 from cmtvision.quality.quick import quick_lines
 
 
@@ -28,20 +28,21 @@ def root(tmp_path):
 
 def test_a_run_keeps_its_split_whatever_the_seed_and_the_place(root, tmp_path):
     index = read_detection(root, val_fraction=0.3)
-    write_annotated_split(index, tmp_path / "split.csv")
+    write_split(images_of(index), tmp_path / "split.csv")
     shutil.copytree(root, tmp_path / "moved" / "data")
     other = read_detection(tmp_path / "moved" / "data", val_fraction=0.3, split_seed=5)
     assert names(other.val) != names(index.val)
     taken = take_annotated_split(other, tmp_path / "split.csv")
     assert (names(taken.train), names(taken.val), taken.split_source) == (names(index.train), names(index.val), "run")
     assert taken.val[0].boxes.tolist() == index.val[0].boxes.tolist()
-    kept, moved = keep_annotated_split(other, tmp_path / "split.csv")
+    images, moved = keep_split(images_of(other), tmp_path / "split.csv")
+    kept = as_in(other, images)
     assert (names(kept.val), moved) == (names(index.val), [])
 
 
 def test_an_image_added_later_is_not_counted(root, tmp_path):
     index = read_detection(root, val_fraction=0.3)
-    write_annotated_split(index, tmp_path / "split.csv")
+    write_split(images_of(index), tmp_path / "split.csv")
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 40} for n in range(13)]
     jpeg(root / "train" / "12.jpg", seed=99)
     taken = take_annotated_split(
