@@ -13,6 +13,7 @@ from cmtvision.cli.commands.check_data import check_data
 from cmtvision.cli.commands.compare import compare
 from cmtvision.cli.commands.compare_runs import compare_runs
 from cmtvision.cli.commands.convert import convert
+from cmtvision.cli.commands.detect import app as detect
 from cmtvision.cli.commands.doctor import doctor
 from cmtvision.cli.commands.evaluate import evaluate
 from cmtvision.cli.commands.explain import explain
@@ -26,6 +27,7 @@ from cmtvision.cli.commands.recipes import recipes
 from cmtvision.cli.commands.report import report
 from cmtvision.cli.commands.sample_data import sample_data
 from cmtvision.cli.commands.scale import scale
+from cmtvision.cli.commands.segment import app as segment
 from cmtvision.cli.commands.shard import shard
 from cmtvision.cli.commands.train import train
 from cmtvision.cli.commands.tune import tune
@@ -61,6 +63,8 @@ def _options(
         raise typer.Exit(2)
 
 
+_DETECT = "Find objects in images: train, eval and predict as for classifiers, on images with boxes."
+_SEGMENT = "Say what each pixel of an image is: train, eval and predict as for classifiers, on images with masks."
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "sample-data": (sample_data, "Write real images to start with."),
     "shard": (shard, "Write images as tar shards."),
@@ -89,3 +93,5 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 }
 for _name, (_function, _summary) in _COMMANDS.items():
     app.command(_name, short_help=_summary)(interruptible(_function))
+app.add_typer(detect, name="detect", short_help="Find objects: detect train, eval, predict.", help=_DETECT)
+app.add_typer(segment, name="segment", short_help="Label pixels: segment train, eval, predict.", help=_SEGMENT)

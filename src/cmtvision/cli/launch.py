@@ -73,7 +73,8 @@ def launch_run(processes: int, recipe: "Recipe", words: Sequence[str], out: Path
         more = ["--out", str(out), *(["--recipe", str(file)] if new else [])]
         os.environ[_PLANNED] = str(time.time() - spent)
         try:
-            return launch(processes, recipe.train.device, [*left[:1], *more, *left[1:]])
+            named = 2 if left[1:2] == ["train"] else 1  # words of the command: train, or detect train
+            return launch(processes, recipe.train.device, [*left[:named], *more, *left[named:]])
         finally:
             del os.environ[_PLANNED]
 

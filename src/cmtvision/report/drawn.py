@@ -1,0 +1,66 @@
+"""Pictures with what a network found in them: boxes with names, outlined masks, classes of pixels as colours.
+
+Colours are those of Okabe and Ito, which colour-blind people can tell apart, and repeat after eight classes; every box
+has its name, so that no reader depends on the colour.
+
+H W height and width of the picture in pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from cmtvision.artefact.detections import Detections
+from cmtvision.data.annotations.outlines import counts_from_text, decode_counts
+
+COLOURS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+    (160, 160, 160),
+)  # fmt: skip
+_OPACITY = 0.45  # of a colour over the picture
+_LEAST_SIDE = 480  # smaller pictures are enlarged, so that names can be read
+
+
+def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Image.Image:
+    """A picture with boxes, their names and confidences, and masks where there are some; small ones enlarged."""
+    factor = _factor(picture)
+    drawn = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    if found.masks is not None:
+        for text, label in zip(reversed(found.masks), reversed(found.labels.tolist()), strict=True):
+            mask = decode_counts(counts_from_text(text), *found.size)
+            drawn = _tinted(drawn, mask.repeat(factor, axis=0).repeat(factor, axis=1), COLOURS[label % len(COLOURS)])
+    canvas = ImageDraw.Draw(drawn)
+    font = ImageFont.load_default(max(11, round(max(drawn.size) / 60)))
+    width = max(2, round(max(drawn.size) / 400))
+    for box, score, label in zip(found.boxes[::-1], found.scores[::-1], found.labels[::-1], strict=True):
+        colour = COLOURS[int(label) % len(COLOURS)]
+        left, top, right, bottom = (float(value) * factor for value in box)
+        canvas.rectangle((left, top, right, bottom), outline=colour, width=width)
+        text = f"{classes[int(label)][:40]} {score:.0%}"
+        room = canvas.textbbox((0, 0), text, font=font)
+        y = top - room[3] - 2 if top > room[3] + 2 else top
+        canvas.rectangle((left, y, left + room[2] + 4, y + room[3] + 2), fill=colour)
+        canvas.text((left + 2, y), text, fill=(0, 0, 0), font=font)
+    return drawn
+
+
+def with_classes(picture: Image.Image, classes: npt.NDArray[np.integer]) -> Image.Image:
+    """A picture tinted by the class (H, W) of each pixel; small ones enlarged."""
+    palette = np.array([COLOURS[place % len(COLOURS)] for place in range(int(classes.max(initial=0)) + 1)], np.float32)
+    pixels = np.asarray(picture.convert("RGB"), np.float32)
+    mixed = pixels * (1 - _OPACITY) + palette[classes] * _OPACITY
+    factor = _factor(picture)
+    tinted = Image.fromarray(mixed.round().astype(np.uint8))
+    return tinted.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _factor(picture: Image.Image) -> int:
+    return max(1, round(_LEAST_SIDE / max(picture.size)))
+
+
+def _tinted(picture: Image.Image, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> Image.Image:
+    pixels = np.asarray(picture, np.float32).copy()
+    pixels[mask] = pixels[mask] * (1 - _OPACITY) + np.array(colour, np.float32) * _OPACITY
+    return Image.fromarray(pixels.round().astype(np.uint8))
