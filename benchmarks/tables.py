@@ -524,10 +524,8 @@ def dense_memory() -> str:
     """Peak memory of detectors."""
     lines = ["| | Images | Position bias | Peak memory of the process |", "|---|---|---|---|"]
     for row in record("dense-counts")["memory"]:
-        lines.append(
-            f"| `{row['detector']}`, {row['task']} | {row['images']} of {row['height']} x {row['width']} | {row['bias']} | "
-            f"{row['peak_gb']:.2f} GB |"
-        )
+        size = f"{row['images']} of {row['height']} x {row['width']}"
+        lines.append(f"| `{row['detector']}`, {row['task']} | {size} | {row['bias']} | {row['peak_gb']:.2f} GB |")
     return with_place(lines, "dense-counts")
 
 
