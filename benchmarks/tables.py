@@ -521,11 +521,14 @@ def dense_counts() -> str:
 
 
 def dense_memory() -> str:
-    """Peak memory of detectors."""
+    """Peak memory of detectors, and what a pass of the backbone takes."""
     lines = ["| | Images | Position bias | Peak memory of the process |", "|---|---|---|---|"]
     for row in record("dense-counts")["memory"]:
         size = f"{row['images']} of {row['height']} x {row['width']}"
         lines.append(f"| `{row['detector']}`, {row['task']} | {size} | {row['bias']} | {row['peak_gb']:.2f} GB |")
+    row = record("dense-counts")["passes"]
+    seconds = ", ".join(f"{said} {value:.2f} s" for said, value in row["processor_seconds"].items())
+    lines += ["", f"A pass of `{row['backbone']}` at {row['height']} x {row['width']} px on one thread: {seconds}."]
     return with_place(lines, "dense-counts")
 
 
