@@ -505,6 +505,33 @@ def data_check() -> str:
     return with_place(lines, "check-data")
 
 
+def dense_counts() -> str:
+    """Parameters and multiply-adds of detectors, beside the paper's."""
+    lines = [
+        "| | Parameters | Backbone | GMACs, layers | Paper | Difference | GMACs with attention's products |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in record("dense-counts")["counts"].items():
+        lines.append(
+            f"| `{name}` | {row['parameters'] / 1e6:.1f}M | {row['parts']['body']['parameters'] / 1e6:.1f}M | "
+            f"{row['gmacs']['layers']:.1f} | {row['paper_gflops']} | {row['over_paper']['layers']:+.1%} | "
+            f"{row['gmacs']['products']:.1f} |"
+        )
+    return with_place(lines, "dense-counts")
+
+
+def dense_memory() -> str:
+    """Peak memory of detectors, and what a pass of the backbone takes."""
+    lines = ["| | Images | Position bias | Peak memory of the process |", "|---|---|---|---|"]
+    for row in record("dense-counts")["memory"]:
+        size = f"{row['images']} of {row['height']} x {row['width']}"
+        lines.append(f"| `{row['detector']}`, {row['task']} | {size} | {row['bias']} | {row['peak_gb']:.2f} GB |")
+    row = record("dense-counts")["passes"]
+    seconds = ", ".join(f"{said} {value:.2f} s" for said, value in row["processor_seconds"].items())
+    lines += ["", f"A pass of `{row['backbone']}` at {row['height']} x {row['width']} px on one thread: {seconds}."]
+    return with_place(lines, "dense-counts")
+
+
 PAGES = {
     "README.md": {"at_equal_accuracy": at_equal_accuracy, "models": models, "hardware": hardware},
     "docs/comparison.md": {"published_latency": published_latency},
@@ -537,6 +564,7 @@ PAGES = {
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
     "docs/checking-data.md": {"data_check": data_check},
     "docs/training.md": {"other_start": other_start},
+    "docs/dense.md": {"dense_memory": dense_memory, "dense_counts": dense_counts},
 }
 
 
