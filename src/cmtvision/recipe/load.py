@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,9 +15,10 @@ from cmtvision.recipe.schema import Recipe
 
 _MAX_BYTES = 1_000_000
 _SECTIONS: dict[str, type[BaseModel]] = {
-    name: field.annotation
+    name: kind
     for name, field in Recipe.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    for kind in (field.annotation, *get_args(field.annotation))  # a section, or a section or None
+    if isinstance(kind, type) and issubclass(kind, BaseModel)
 }
 _TOP = [*Recipe.model_fields, "base"]
 _OPEN = ("augment.auto_augment=null", "augment.random_resized_crop=false", "schedule.epochs=1000000")
