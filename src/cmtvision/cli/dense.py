@@ -50,15 +50,19 @@ def train(
         recipe, settings, out, devices, resume, accept_changed_data, overwrite, json: options of ``train``.
     """
     from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume
+    from cmtvision.cli.resuming import recipe_there
     from cmtvision.recipe import load_recipe
 
     began = time.perf_counter()
-    going_on = resume == "yes" or (resume == "auto" and out is not None and any(out.glob("checkpoints/*.ckpt")))
-    if going_on:
-        settled = recipe_to_resume(out, recipe, settings or [], shorthands, overwrite)
+    known: Recipe | None = None  # the recipe of a run that is resumed
+    if resume == "yes":
+        known = recipe_to_resume(out, recipe, settings or [], shorthands, overwrite)
     else:
         recipe = recipe or default_recipe
-        settled = load_recipe(recipe, merged_overrides(recipe, settings or [], shorthands))
+        settings = merged_overrides(recipe, settings or [], shorthands)
+        known = recipe_there(out, recipe, settings, None) if resume == "auto" else None
+    settled = known or load_recipe(recipe, settings or [])
+    going_on = resume == "yes" or (resume == "auto" and out is not None and any(out.glob("checkpoints/*.ckpt")))
     folder = out or default_out(data, settled)
     count = devices or 1
     if launch.is_first() and not launch.plan_was_said():
@@ -66,14 +70,14 @@ def train(
             output.note(printable(line))
     if count > 1 and not launch.is_launched():
         spent = time.perf_counter() - began
-        raise typer.Exit(launch.launch_run(count, settled, context.obj, folder, spent, new=not going_on))
+        raise typer.Exit(launch.launch_run(count, settled, context.obj, folder, spent, new=known is None))
     from cmtvision.engine import fit
 
     finished = fit(
         settled,
         data,
         folder,
-        resume=going_on,
+        resume={"no": False, "yes": True}.get(resume, "auto"),
         overwrite=overwrite,
         accept_changed_data=accept_changed_data,
         console=output.stderr_console(),
@@ -119,18 +123,17 @@ def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int)
     ]
 
 
-def each_picture(words: Sequence[str]) -> Iterator[tuple[str, "Image.Image"]]:
-    """Every image that is named, opened; bad ones are named on stderr, and end the command with exit code 2.
+def each_picture(words: Sequence[str], faults: list[str]) -> Iterator[tuple[str, "Image.Image"]]:
+    """Every image that is named, opened; bad ones are named on stderr, and added to ``faults``.
 
     Raises:
         DataError: the only image that was named is bad.
     """
-    from cmtvision.cli.faults import USAGE, say
+    from cmtvision.cli.faults import say
     from cmtvision.cli.sources import find_images
     from cmtvision.data import open_image
     from cmtvision.errors import DataError
 
-    faults = 0
     for source in find_images(words):
         try:
             if isinstance(source.content, DataError):
@@ -139,12 +142,10 @@ def each_picture(words: Sequence[str]) -> Iterator[tuple[str, "Image.Image"]]:
         except DataError as error:
             if len(words) == 1 and words[0] == source.name:
                 raise
-            faults += 1
+            faults.append(source.name)
             say(str(error))
             continue
         yield source.name, picture
-    if faults:
-        raise typer.Exit(USAGE)
 
 
 @contextmanager

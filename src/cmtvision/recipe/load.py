@@ -20,6 +20,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     for kind in (field.annotation, *get_args(field.annotation))  # a section, or a section or None
     if isinstance(kind, type) and issubclass(kind, BaseModel)
 }
+_MAY_BE_MISSING = [name for name, field in Recipe.model_fields.items() if field.default is None]
 _TOP = [*Recipe.model_fields, "base"]
 _OPEN = ("augment.auto_augment=null", "augment.random_resized_crop=false", "schedule.epochs=1000000")
 """Settings beside which every other one makes sense, until they are chosen."""
@@ -240,7 +241,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected section.key=value, for example optim.lr=1e-3")
-    if key in _SECTIONS:
+    if key in _SECTIONS and not (key in _MAY_BE_MISSING and raw.split()[:1] in ([], ["~"], ["null"])):
         raise ConfigError(f"override {override!r}: {key!r} is a section; set one of its keys, for example "
                           f"{key}.{next(iter(_SECTIONS[key].model_fields))}=...")  # fmt: skip
     option = key.removeprefix(_OPTIONS) if key.startswith(_OPTIONS) else ""

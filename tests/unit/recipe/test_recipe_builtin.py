@@ -32,7 +32,7 @@ def test_each_opens_with_what_it_is_its_command_cost_and_accuracy(name):
     assert all(line.startswith("#") and len(line) <= 120 for line in lines)
     commands = [line for line in lines if line.startswith("#   cmtvision ")]
     assert any(" train " in command for command in commands)
-    assert name == "default" or any(f"--recipe {name}" in command for command in commands)
+    assert name in ("default", "detect", "segment") or any(f"--recipe {name}" in command for command in commands)
     assert "# Cost: " in comment
     assert "ccuracy" in comment
 

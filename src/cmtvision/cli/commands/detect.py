@@ -74,18 +74,28 @@ def train(  # typer reads options from the signature
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, _RUN],
     data: Annotated[str, typer.Argument(metavar="DATA", help=DETECTION_DATA)],
     split: Annotated[Literal["val", "train", "test", "all"], typer.Option("--split", help="Which images.")] = "val",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a trained detector on annotated images: COCO's AP."""
-    from cmtvision.cli import output
+    from cmtvision.cli import launch, output
     from cmtvision.cli.faults import printable
+
+    if devices > 1 and not launch.is_launched():
+        code = launch.launch(devices, device, launch.without_options(context.obj, ["--devices"]))
+        if code:
+            raise typer.Exit(code)
+        return
     from cmtvision.detection.evaluate import evaluate_detector
 
     found = evaluate_detector(run, data, split=split, device=device)
+    if not launch.is_first():
+        return
     for line in found.notes:
         output.note(line)
     if json:
@@ -118,13 +128,14 @@ def predict(
     from cmtvision.artefact.dense import DetectionPredictor
     from cmtvision.artefact.files import read_artefact
     from cmtvision.cli import dense, output
-    from cmtvision.cli.faults import printable
+    from cmtvision.cli.faults import USAGE, printable
     from cmtvision.report.drawn import with_boxes
 
     predictor = DetectionPredictor(read_artefact(run), device)
     rows: list[dict[str, object]] = []
+    faults: list[str] = []
     with dense.drawn_into(out, overwrite) as draw:
-        for name, picture in dense.each_picture(images):
+        for name, picture in dense.each_picture(images, faults):
             found = predictor.predict(picture, min_score)[0]
             objects = [
                 {
@@ -142,7 +153,9 @@ def predict(
             said = "; ".join(f"{one['label']} {one['score']:.0%}" for one in objects) or "nothing"
             output.result(printable(f"{name}: {said}"))
     if json:
-        output.result_json({"predictions": rows})
+        output.result_json({"predictions": rows, "failed": faults})
+    if faults:
+        raise typer.Exit(USAGE)
 
 
 app.command("train", short_help="Train a detector on your images.")(train)

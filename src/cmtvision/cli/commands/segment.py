@@ -74,6 +74,7 @@ def train(  # typer reads options from the signature
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, _RUN],
     data: Annotated[str, typer.Argument(metavar="DATA", help=SEGMENTATION_DATA)],
     split: Annotated[Literal["val", "train", "test", "all"], typer.Option("--split", help="Which images.")] = "val",
@@ -81,14 +82,23 @@ def evaluate(
         int | None, typer.Option("--window", metavar="N", min=32, help="Look at windows of N pixels, for large images.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a trained segmenter on annotated images: mIoU and boundary F1."""
-    from cmtvision.cli import output
+    from cmtvision.cli import launch, output
     from cmtvision.cli.faults import printable
+
+    if devices > 1 and not launch.is_launched():
+        code = launch.launch(devices, device, launch.without_options(context.obj, ["--devices"]))
+        if code:
+            raise typer.Exit(code)
+        return
     from cmtvision.segmentation.evaluate import evaluate_segmenter
 
     found = evaluate_segmenter(run, data, split=split, window=window, device=device)
+    if not launch.is_first():
+        return
     for line in found.notes:
         output.note(line)
     if json:
@@ -125,13 +135,14 @@ def predict(
     from cmtvision.artefact.dense import SegmentationPredictor
     from cmtvision.artefact.files import read_artefact
     from cmtvision.cli import dense, output
-    from cmtvision.cli.faults import printable
+    from cmtvision.cli.faults import USAGE, printable
     from cmtvision.report.drawn import with_classes
 
     predictor = SegmentationPredictor(read_artefact(run), device)
     rows: list[dict[str, object]] = []
+    faults: list[str] = []
     with dense.drawn_into(out, overwrite) as draw:
-        for name, picture in dense.each_picture(images):
+        for name, picture in dense.each_picture(images, faults):
             found = predictor.predict(picture, window)[0]
             shares = np.bincount(found.ravel(), minlength=len(predictor.classes)) / found.size
             named = {predictor.classes[place]: float(shares[place]) for place in np.argsort(-shares) if shares[place]}
@@ -142,7 +153,9 @@ def predict(
             said = ", ".join(f"{label} {share:.1%}" for label, share in list(named.items())[:5])
             output.result(printable(f"{name}: {said}"))
     if json:
-        output.result_json({"predictions": rows})
+        output.result_json({"predictions": rows, "failed": faults})
+    if faults:
+        raise typer.Exit(USAGE)
 
 
 app.command("train", short_help="Train a segmenter on your images.")(train)

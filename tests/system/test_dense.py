@@ -1,0 +1,128 @@
+"""Detection and segmentation as a user asks for them: trained, killed, resumed, measured, drawn."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cli_process import assert_one_error, run_cli
+from PIL import Image
+
+import cmtvision
+from cmtvision.data import write_sample_scenes
+from cmtvision.weights import read_state_dict
+
+pytestmark = pytest.mark.slow
+
+KINDS = ("detect", "segment")
+MODELS = {"detect": "cmt_nano_maskrcnn", "segment": "cmt_nano_fpn"}
+SETTINGS = [
+    "scene.size=[64,64]", "scene.eval_short_side=64", "data.workers=0", "train.threads=1", "train.checkpoint_steps=2",
+    "model.drop_path_rate=0.2", "optim.lr_base_batch=null",
+]  # fmt: skip
+FIGURES = {"detect": ("ap", "ap50", "ap75", "mask_ap"), "segment": ("miou", "pixel_accuracy", "boundary_f1")}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Ten scenes for each task, two of them held out."""
+    root = tmp_path_factory.mktemp("scenes")
+    for kind, task in zip(KINDS, ("detection", "segmentation"), strict=True):
+        write_sample_scenes(root / kind, task, scenes=15, size=64)
+    return root
+
+
+def words(kind, scenes, out, *more):
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    width = ["--set", "model.options.fpn_width=32"] if kind == "detect" else []
+    return [
+        kind, "train", str(scenes / kind), "--model", MODELS[kind], "--epochs", "2", "--batch-size", "4", "--device",
+        "cpu", "--out", str(out), *settings, *width, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(scenes, tmp_path_factory):
+    """A finished run of each task, and what the command printed."""
+    root = tmp_path_factory.mktemp("runs")
+    done = {kind: run_cli(*words(kind, scenes, root / kind), cwd=root) for kind in KINDS}
+    for one in done.values():
+        assert one.returncode == 0, one.stderr
+    return root, done
+
+
+def rows(out):
+    with (out / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second", "data_wait")}
+                for row in csv.DictReader(file)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("place", "number"), [("step", 4), ("validation", 1)])
+def test_a_killed_run_ends_where_it_would_have(scenes, runs, tmp_path, kind, place, number):
+    out = tmp_path / "run"
+    script = str(Path(__file__).with_name("killed_run.py"))
+    killed = subprocess.run(
+        [sys.executable, script, place, str(number), *words(kind, scenes, out)],
+        capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    done = run_cli(*words(kind, scenes, out, "--resume", "auto"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected, got = (read_state_dict(folder / "model.safetensors") for folder in (runs[0] / kind, out))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert rows(out) == rows(runs[0] / kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_is_the_same_in_two_processes_and_that_of_training(scenes, runs, tmp_path, kind):
+    root, _ = runs
+    found = []
+    for processes in (1, 2):
+        done = run_cli(
+            kind, "eval", root / kind, scenes / kind, "--device", "cpu", "--devices", processes, "--json", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    trained = json.loads((root / kind / "evaluation.json").read_text())
+    assert {key: found[0][key] for key in FIGURES[kind]} == {key: trained[key] for key in FIGURES[kind]}
+    assert found[0]["num_images"] == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_found_is_drawn_and_printed(scenes, runs, tmp_path, kind):
+    root, _ = runs
+    images = sorted((scenes / kind / "val").rglob("*.png"))[:2]
+    for number, image in enumerate(images):
+        shutil.copy(image, tmp_path / f"{number}.png")
+    more = ["--min-score", "0.01"] if kind == "detect" else []
+    asked = [kind, "predict", root / kind, "0.png", "1.png", "gone.png", "--out", "drawn", "--json", *more]
+    done = run_cli(*asked, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gone.png" in done.stderr
+    found = json.loads(done.stdout)["predictions"]
+    assert [one["image"] for one in found] == ["0.png", "1.png"]
+    for one in found:
+        with Image.open(tmp_path / one["drawn"]) as picture:
+            assert max(picture.size) >= 448
+    assert_one_error(run_cli(kind, "predict", root / kind, "0.png", "--out", "drawn", cwd=tmp_path), "--overwrite")
+    predictor = cmtvision.load(root / kind, device="cpu")
+    assert predictor.card.task == {"detect": "detection", "segment": "segmentation"}[kind]
+    assert len(predictor.predict([images[0], images[1]])) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kind):
+    root, _ = runs
+    done = run_cli("predict", root / kind, scenes / kind, cwd=tmp_path)
+    assert_one_error(done, "not a classifier", f"cmtvision {kind}")
+    other = "segment" if kind == "detect" else "detect"
+    assert_one_error(run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), "a model for")
+    done = run_cli(kind, "train", scenes / kind, "--model", "cmt_nano", "--out", "x", cwd=tmp_path)
+    assert_one_error(done, "cmt_nano", "name a")
