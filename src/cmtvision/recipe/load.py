@@ -245,7 +245,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {key!r} is a section; set one of its keys, for example "
                           f"{key}.{next(iter(_SECTIONS[key].model_fields))}=...")  # fmt: skip
     option = key.removeprefix(_OPTIONS) if key.startswith(_OPTIONS) else ""
-    if key not in _PATHS and not option:
+    if key not in (*_PATHS, *_MAY_BE_MISSING) and not option:
         raise ConfigError(f"override {override!r}: unknown key {key!r}{_suggest(key)}")
     try:
         value = yaml.load(raw, Loader=_Loader)
