@@ -96,6 +96,23 @@ def test_an_evaluation_is_the_same_in_two_processes_and_that_of_training(scenes,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_report_has_the_figures_and_the_worst_images(scenes, runs, tmp_path, kind):
+    run = shutil.copytree(runs[0] / kind, tmp_path / "run")
+    page = (run / "report.html").read_text()
+    assert page.count("<img") in (2, 4, 6)
+    (run / "report.html").unlink()
+    done = run_cli("report", "run", scenes / kind, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").read_text() == page
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"data": str(tmp_path / "gone")}))
+    assert run_cli("report", "run", cwd=tmp_path).returncode == 0
+    page = (run / "report.html").read_text()
+    assert "without its images" in page
+    assert "<img" not in page
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_found_is_drawn_and_printed(scenes, runs, tmp_path, kind):
     root, _ = runs
     images = sorted((scenes / kind / "val").rglob("*.png"))[:2]

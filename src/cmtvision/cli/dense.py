@@ -86,7 +86,9 @@ def train(
     if not launch.is_first():
         return
     from cmtvision.cli.outcome import report_left_out
+    from cmtvision.report.dense_page import write_dense_report
 
+    page = write_dense_report(folder)
     report_left_out(finished)
     command = task.command.removesuffix(" train")
     if json:
@@ -101,6 +103,7 @@ def train(
                 "evaluation": evaluation,
                 "skipped": [{"path": str(item.path), "reason": item.reason} for item in finished.skipped],
                 "failures": finished.failures,
+                "report": str(page),
             }
         )
         return
@@ -108,6 +111,7 @@ def train(
     if finished.evaluation is not None:
         output.result(f"held-out {finished.evaluation.headline()}")
     output.result(f"run folder: {finished.out}")
+    output.result(f"report: {page}")
     output.note(f"next, to see what it finds: {command} predict {finished.out} IMAGE... --out drawn")
 
 

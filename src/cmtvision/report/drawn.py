@@ -19,11 +19,12 @@ COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
     (160, 160, 160),
 )  # fmt: skip
+BACKGROUND = "background"
 _OPACITY = 0.45  # of a colour over the picture
 _LEAST_SIDE = 480  # smaller pictures are enlarged, so that names can be read
 
 
-def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Image.Image:
+def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str], scores: bool = True) -> Image.Image:
     """A picture with boxes, their names and confidences, and masks where there are some; small ones enlarged."""
     factor = _factor(picture)
     drawn = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -38,7 +39,7 @@ def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str]) 
         colour = COLOURS[int(label) % len(COLOURS)]
         left, top, right, bottom = (float(value) * factor for value in box)
         canvas.rectangle((left, top, right, bottom), outline=colour, width=width)
-        text = f"{classes[int(label)][:40]} {score:.0%}"
+        text = classes[int(label)][:40] + (f" {score:.0%}" if scores else "")
         room = canvas.textbbox((0, 0), text, font=font)
         y = top - room[3] - 2 if top > room[3] + 2 else top
         canvas.rectangle((left, y, left + room[2] + 4, y + room[3] + 2), fill=colour)
@@ -46,11 +47,13 @@ def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str]) 
     return drawn
 
 
-def with_classes(picture: Image.Image, classes: npt.NDArray[np.integer]) -> Image.Image:
-    """A picture tinted by the class (H, W) of each pixel; small ones enlarged."""
+def with_classes(picture: Image.Image, classes: npt.NDArray[np.integer], names: Sequence[str] = ()) -> Image.Image:
+    """A picture tinted by the class (H, W) of each pixel, but for one named background; small ones enlarged."""
     palette = np.array([COLOURS[place % len(COLOURS)] for place in range(int(classes.max(initial=0)) + 1)], np.float32)
     pixels = np.asarray(picture.convert("RGB"), np.float32)
     mixed = pixels * (1 - _OPACITY) + palette[classes] * _OPACITY
+    plain = [place for place, name in enumerate(names) if name == BACKGROUND]
+    mixed[np.isin(classes, plain)] = pixels[np.isin(classes, plain)]
     factor = _factor(picture)
     tinted = Image.fromarray(mixed.round().astype(np.uint8))
     return tinted.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

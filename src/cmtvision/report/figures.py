@@ -49,6 +49,13 @@ _CHARTS: list[tuple[str, list[Curve], Callable[[float], str], float]] = [
         lambda value: f"{value:.2f}%",
         100,
     ),
+    (
+        "Held-out AP (%)",
+        [Curve("boxes", "val_ap", "accent", "-"), Curve("masks", "val_mask_ap", "warn", "--")],
+        lambda value: f"{value:.1f}%",
+        100,
+    ),
+    ("Held-out mIoU (%)", [Curve("held out", "val_miou", "accent", "-")], lambda value: f"{value:.1f}%", 100),
     ("Learning rate", [Curve("learning rate", "lr", "accent", "-")], lambda value: f"{value:.2e}", 1.0),
 ]
 
@@ -83,7 +90,7 @@ def _points(metrics: Sequence[dict[str, float]], column: str, factor: float) -> 
 
 def _in_words(line: Curve, xs: list[float], ys: list[float], show: Callable[[float], str], named: bool) -> str:
     values = show(ys[0]) if len(ys) == 1 else f"from {show(ys[0])} to {show(ys[-1])}"
-    if line.column in ("val_loss", "val_top1", "val_map") and len(ys) > 1:
+    if line.column in ("val_loss", "val_top1", "val_map", "val_ap", "val_mask_ap", "val_miou") and len(ys) > 1:
         best = int(np.argmin(ys) if line.column == "val_loss" else np.argmax(ys))
         values += f" (best {show(ys[best])}, epoch {xs[best]:g})"
     return f"{line.name} {values}" if named else values

@@ -7,12 +7,13 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from cmtvision.artefact.card import DENSE
 from cmtvision.artefact.confusion import Confusion
 from cmtvision.artefact.run.names import (
     EVALUATION_FILE,
@@ -112,6 +113,7 @@ class RunFolder:
         scores: evaluation.json, None where nothing was held out; LabelScores where photos have several labels.
         split: rows of split.csv.
         skipped: (path, reason) of files that were left out.
+        evaluation: evaluation.json of a detector or segmenter as it stands, {} where nothing was held out.
     """
 
     folder: Path
@@ -122,6 +124,7 @@ class RunFolder:
     scores: Scores | LabelScores | None
     split: list[SplitRow]
     skipped: list[tuple[str, str]]
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def data(self) -> str:
@@ -170,6 +173,7 @@ def read_run(run: str | Path) -> RunFolder:
             for row in _rows(folder / SPLIT_FILE)
         ],
         skipped=[(row.get("path", ""), row.get("reason", "")) for row in _rows(folder / SKIPPED_FILE)],
+        evaluation=_dense_scores(folder / EVALUATION_FILE),
     )
 
 
@@ -177,6 +181,8 @@ def _scores(path: Path) -> Scores | LabelScores | None:
     if not path.is_file():
         return None
     content = _json(path)
+    if content.get("task") in DENSE:
+        return None
     try:
         if content.get("task") == "multi-label":
             return label_scores(content)
@@ -192,6 +198,11 @@ def _scores(path: Path) -> Scores | LabelScores | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not an evaluation ({error}); run `cmtvision eval` again") from None
+
+
+def _dense_scores(path: Path) -> dict[str, Any]:
+    content = _json(path) if path.is_file() else {}
+    return content if content.get("task") in DENSE else {}
 
 
 def label_scores(content: dict[str, Any]) -> LabelScores:

@@ -39,7 +39,14 @@ def report(  # typer reads options from the signature
 
     RUN/report.html is replaced; training wrote a short one. Nothing on the page is loaded from anywhere.
     """
+    from cmtvision.artefact.card import CARD_FILE, DENSE, Card
     from cmtvision.cli import output
+
+    if (run / CARD_FILE).is_file() and Card.read(run).task in DENSE:
+        from cmtvision.report.dense_page import write_dense_report
+
+        output.result(f"report: {write_dense_report(run, data, device)}")
+        return
     from cmtvision.report.whole_page import Options, write_whole_report
 
     written = write_whole_report(

@@ -146,7 +146,7 @@ def predict(
             found = predictor.predict(picture, window)[0]
             shares = np.bincount(found.ravel(), minlength=len(predictor.classes)) / found.size
             named = {predictor.classes[place]: float(shares[place]) for place in np.argsort(-shares) if shares[place]}
-            drawn = draw(name, partial(with_classes, picture, found))
+            drawn = draw(name, partial(with_classes, picture, found, predictor.classes))
             if json:
                 rows.append({"image": name, "shares": named, **({} if drawn is None else {"drawn": str(drawn)})})
                 continue
