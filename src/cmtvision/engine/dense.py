@@ -9,6 +9,7 @@ import timm
 from torch.utils.data import DataLoader
 
 from cmtvision.artefact.card import model_folder
+from cmtvision.artefact.files import MODEL_FILE
 from cmtvision.artefact.run.names import SPLIT_FILE
 from cmtvision.data import EpochSampler, Preprocess
 from cmtvision.data.annotations import AnnotationIndex
@@ -48,7 +49,8 @@ def build_dense(recipe: Recipe, num_classes: int, resume: bool) -> BuiltModel:
     if section.weights == "pretrained":
         source = {"pretrained": not resume}
     elif section.weights is not None and not resume:
-        source = {"weights": section.weights}
+        path = Path(section.weights)
+        source = {"weights": path / MODEL_FILE if path.is_dir() else path}
     options = dict(section.options)
     frozen = options.pop("frozen_norms", section.weights is not None)
     decoder = {key: options.pop(key) for key in list(options) if key.startswith("decoder_")}
