@@ -226,11 +226,11 @@ def test_fine_tuning_keeps_the_backbone_and_a_matching_classifier(photos, tmp_pa
 
 
 PHASES = [
-    ("reading the photos", "read_photos", "nothing was saved yet, start again with the same command"),
-    ("building the network", "build_model", "nothing was saved yet, start again"),
+    ("reading the photos", "CLASSIFICATION.read", "nothing was saved yet, start again with the same command"),
+    ("building the network", "CLASSIFICATION.build", "nothing was saved yet, start again"),
     ("training", "TrainingModule.on_train_start", "nothing was saved yet, start again"),
     ("training", "RunCallback.settle", "what was saved is kept, go on with: cmtvision train"),
-    ("evaluating the final network", "evaluate_samples", "what was saved is kept, go on with: "),
+    ("evaluating the final network", "CLASSIFICATION.finish", "what was saved is kept, go on with: "),
 ]
 
 
