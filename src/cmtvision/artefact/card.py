@@ -137,6 +137,11 @@ class Card:
     sides: tuple[int | None, int | None] = (None, None)
 
     @property
+    def data_fingerprint(self) -> str:
+        """Of the data that it was trained on; '' where the card does not say."""
+        return str(self.provenance.get("data_fingerprint", ""))
+
+    @property
     def temperature(self) -> float:
         """What logits are divided by for probabilities; 1 where the model is not calibrated."""
         return 1.0 if self.trust is None else self.trust.temperature

@@ -77,7 +77,8 @@ def quality(evaluation: Any, chosen_by: bool = False) -> list[str]:
     said = f"held-out {evaluation.headline()}"
     if not hasattr(evaluation, "top1_correct"):  # several labels per image
         return [said]
-    from cmtvision.report.statistics import confused_pairs, wilson_interval
+    from cmtvision.report.intervals import wilson_interval
+    from cmtvision.report.statistics import confused_pairs
 
     low, high = wilson_interval(evaluation.top1_correct, evaluation.num_images)
     caution = ", or a little less, since these chose the epoch" if chosen_by else ""

@@ -87,8 +87,7 @@ def calibrate(
     if former is not None and not overwrite:
         raise ConfigError(f"{folder}: is calibrated already; replace that with --overwrite")
     predictor = load_card(card, folder, device, threads)
-    fingerprint = str(card.provenance.get("data_fingerprint", ""))
-    index = read_as_the_run(folder, data, fingerprint, classes=predictor.classes, multi_label=False)
+    index = read_as_the_run(folder, data, card.data_fingerprint, classes=predictor.classes, multi_label=False)
     samples, split = choose_samples(index, "val")
     recorder = Recorder(predictor, len(samples))
     evaluation = evaluate_samples(

@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cmtvision.artefact import Predictor, load
-from cmtvision.artefact.run.data import check_local, data_of, read_as_the_run
+from cmtvision.artefact.run.data import as_the_run, check_local, data_of, read_for_the_run
 from cmtvision.data import DatasetIndex, PhotoPath, Sample
 from cmtvision.engine.evaluation.evaluate import choose_samples, evaluate_samples
 from cmtvision.errors import ConfigError, DataError
 from cmtvision.recipe import DataSection
 from cmtvision.report.answers import Answers, answers_of
-from cmtvision.report.evaluated import Progress, Stage
+from cmtvision.report.evaluated import Stage
 from cmtvision.report.html import render
 from cmtvision.report.paired import Paired
 from cmtvision.report.pictures import thumbnail
@@ -146,8 +146,12 @@ def compare_runs(
         raise DataError(f"{a}: does not say where its images are; give them: cmtvision compare-runs A B DATA")
     if data is None:
         check_local(str(where))
+    several = models[0].task == "multi-label"
     with stage("reading images") as progress:
-        indices = [_read(folder, model, where, progress) for folder, model in zip((a, b), models, strict=True)]
+        images = read_for_the_run(a, where, classes=models[0].classes, multi_label=several, progress=progress)
+    indices = [
+        as_the_run(folder, images, model.card.data_fingerprint) for folder, model in zip((a, b), models, strict=True)
+    ]
     samples, chosen = _seen_by_neither(a, b, indices, split)
     number = {name: place for place, name in enumerate(models[1].classes)}
     # B may have the classes in another order
@@ -156,7 +160,7 @@ def compare_runs(
         Sample(one.path, renamed[one.label] if one.label >= 0 else -1, tuple(sorted(renamed[i] for i in one.labels)))
         for one in samples
     ]
-    section = DataSection(workers=workers, multi_label=models[0].task == "multi-label")
+    section = DataSection(workers=workers, multi_label=several)
     answers = []
     for which, model, mine in zip("AB", models, (samples, for_b), strict=True):
         with stage(f"predicting with {which}") as progress:
@@ -185,12 +189,6 @@ def _check_comparable(a: str | Path, b: str | Path, first: Predictor, second: Pr
             if names
         )
         raise ConfigError(f"the two models have different classes ({said}); compare models of the same classes")
-
-
-def _read(folder: str | Path, model: Predictor, data: str | Path, progress: Progress) -> DatasetIndex:
-    fingerprint = str(model.card.provenance.get("data_fingerprint", ""))
-    several = model.task == "multi-label"
-    return read_as_the_run(folder, data, fingerprint, classes=model.classes, multi_label=several, progress=progress)
 
 
 def _seen_by_neither(

@@ -58,7 +58,7 @@ def evaluated(
             raise DataError("the run does not say where its images are")
         if data is None:
             check_local(run.data)
-        fingerprint = str(predictor.card.provenance.get("data_fingerprint", ""))
+        fingerprint = predictor.card.data_fingerprint
         with stage("reading images") as progress:
             index = read_as_the_run(
                 run.folder, where, fingerprint, classes=predictor.classes, multi_label=several, progress=progress

@@ -7,9 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmtvision.artefact.confusion import Confusion
-from cmtvision.report.intervals import wilson_interval, wilson_intervals
-
-__all__ = ["ClassRow", "ConfusedPair", "Share", "class_rows", "class_shares", "confused_pairs", "wilson_interval"]
+from cmtvision.report.intervals import wilson_intervals
 
 
 class Share(NamedTuple):

@@ -23,7 +23,8 @@ from cmtvision.errors import CheckpointError, DataError
 from cmtvision.models import create_model
 from cmtvision.report import write_report
 from cmtvision.report.figures import curves
-from cmtvision.report.statistics import class_rows, confused_pairs, wilson_interval
+from cmtvision.report.intervals import wilson_interval
+from cmtvision.report.statistics import class_rows, confused_pairs
 
 CLASSES = ["<script>alert(1)</script>", "blue & co", "red"]
 CONFUSION = [[5, 1, 0], [0, 6, 2], [3, 0, 3]]

@@ -40,9 +40,26 @@ def read_as_the_run(folder: str | Path, data: str | Path, fingerprint: str = "",
     Raises:
         DataError: the data cannot be read, or the run's split.
     """
+    return as_the_run(folder, read_for_the_run(folder, data, **options), fingerprint)
+
+
+def read_for_the_run(folder: str | Path, data: str | Path, **options: Any) -> DatasetIndex:
+    """Read a data set from the columns that a run took, its photos in the parts that the data itself gives them.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    return read_dataset(data, val_fraction=0, **_columns(model_folder(folder), data), **options)
+
+
+def as_the_run(folder: str | Path, index: DatasetIndex, fingerprint: str = "") -> DatasetIndex:
+    """A data set that was read, with a run's own photos in the parts that the run had them in; see ``read_as_the_run``.
+
+    Raises:
+        DataError: the run's split cannot be read.
+    """
     run = model_folder(folder)
     facts = _facts(run)
-    index = read_dataset(data, val_fraction=0, **_columns(run, data), **options)
     fingerprint = str(facts.get("data_fingerprint") or fingerprint)
     if (run / SPLIT_FILE).is_file():
         return take_split(index, run / SPLIT_FILE, fingerprint)

@@ -97,16 +97,15 @@ def _asked(conformal: float | None, sets: Literal["lac", "raps"] | None, abstain
     """What the options ask for. Raises ConfigError for a level that cannot be promised, or sets without one."""
     from cmtvision.errors import ConfigError
     from cmtvision.trust.answers import ABSTAIN, Ask
-    from cmtvision.trust.conformal import check_level
 
     if sets and conformal is None:
         raise ConfigError(f"--sets {sets}: says which sets; give their level too, such as --conformal 0.9")
-    if conformal is not None:
-        try:
-            check_level(conformal)
-        except ValueError as error:
-            raise ConfigError(f"--conformal: {error}") from None
-    return Ask(conformal, sets or "lac", (ABSTAIN if conformal is None else conformal) if abstain else None)
+    ask = Ask(conformal, sets or "lac", (ABSTAIN if conformal is None else conformal) if abstain else None)
+    try:
+        ask.check()
+    except ValueError as error:  # of the level, for the other options cannot be wrong
+        raise ConfigError(f"--conformal: {error}") from None
+    return ask
 
 
 def _check(predictor: "Predictor", ask: "Ask", run: Path) -> None:

@@ -119,7 +119,7 @@ def quantize(
         calibration=None if weight_only else DEFAULT_CALIBRATION if calibration is None else calibration,
         num_images=num_images,
         seed=seed,
-        fingerprint=str(artefact.provenance.get("data_fingerprint", "")),
+        fingerprint=artefact.data_fingerprint,
     )
     with tempfile.TemporaryDirectory() as scratch, new_folder(target, overwrite) as folder:
         start = Path(scratch) / "fp32"

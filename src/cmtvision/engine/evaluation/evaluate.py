@@ -173,7 +173,7 @@ def evaluate(
         predictor = model if isinstance(model, Predictor) else load(model, place, threads, streams)
         multi_label = predictor.task == "multi-label"
         how: dict[str, Any] = {"classes": predictor.classes, "multi_label": multi_label}
-        fingerprint = str(predictor.card.provenance.get("data_fingerprint", ""))
+        fingerprint = predictor.card.data_fingerprint
         index = processes.first(
             lambda: (
                 read_dataset(data, val_fraction=0, **how)
