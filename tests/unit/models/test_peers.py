@@ -245,14 +245,31 @@ def test_pvt_takes_every_square_it_was_built_for(side):
     assert model(images(side, batch=1)).shape == (1, 2)
 
 
-def test_pvt_refuses_every_other_size():
+def test_pvt_takes_other_sizes_with_its_positions_resampled():
+    model = made("pvt_v1_nano", img_size=64).eval()
+    for size in (32, 33, 96, (32, 128), (70, 45)):  # (32, 128) has as many tokens as 64 x 64
+        assert torch.isfinite(model(images(size))).all()
+    wide = made("pvt_v1_nano", img_size=96).eval()  # resampled when weights are loaded, or in the pass: the same
+    wide.load_state_dict(wide.weights_from(model.state_dict()))
+    torch.testing.assert_close(model(images(96)), wide(images(96)))
+    plain = made("pvt_v1_nano", img_size=64).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():  # positions that are the same everywhere are so on every grid
+        for stage in plain.stages:
+            stage.embed.position_embeddings[:] = stage.embed.position_embeddings[:, -1:]
+    grid = plain(images(96))
+    with torch.no_grad():
+        for stage in plain.stages:
+            stage.embed.position_embeddings[:] += 0.1 * torch.randn_like(stage.embed.position_embeddings)
+    assert not torch.allclose(plain(images(96)), grid)
+
+
+def test_pvt_refuses_sizes_without_a_grid():
     for img_size in (31, (32, 64), 0):
         with pytest.raises(ConfigError, match=r"square images from 32 x 32 px up, got"):
             create_model("pvt_v1_nano", img_size=img_size)
-    model = made("pvt_v1_nano", img_size=64)
-    for size in (32, 96, (32, 128)):  # the last has as many tokens
-        with pytest.raises(ConfigError, match=r"built for images of 64 x 64 px, got .*; build it with img_size="):
-            model(images(size))
+    with pytest.raises(ConfigError, match=r"images from 32 px up, got 64 x 31"):
+        made("pvt_v1_nano")(images((64, 31)))
 
 
 @pytest.mark.parametrize("name", PYRAMIDS)

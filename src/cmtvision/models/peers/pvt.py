@@ -4,10 +4,10 @@ Four stages of plain patches (strides 4, 8, 16, 32), each with a learned positio
 by a k x k convolution with stride k and a LayerNorm; a class token joins in the last stage. Parameters and equations
 are those of ``transformers.PvtForImageClassification``.
 
-One image size: the position embeddings fix it. transformers compares a grid with ``image_size`` in pixels and then
-"resamples" a table to its own grid, so that another size than the one it was built with fails in a reshape, or passes
-unnoticed where it has as many tokens (32 x 128 for 64 x 64). Built with ``img_size`` it works for every square from
-32 px up; other sizes are refused here. Position embeddings of another size are resampled when weights are loaded.
+Any image size: the tables of position embeddings belong to a square (``img_size``) and are resampled bilinearly to the
+grid of another image, as the authors do in detection. transformers would do it, but compares a grid with ``image_size``
+in pixels and "resamples" a table to its own grid, so that another size fails in a reshape, or passes unnoticed where it
+has as many tokens (32 x 128 for 64 x 64): the embedding is ours, of its parts.
 
 Shapes: B batch, C channels, H W grid, N = H*W tokens, P = 1 class token in the last stage, else 0.
 """
@@ -46,7 +46,7 @@ class PVT(TokenPyramid):
     """The PVT v1 network.
 
     Args:
-        img_size: side of the square image in pixels, the only size the network then takes.
+        img_size: side of the square image in pixels that the position embeddings are made for.
         in_chans: channels of the image.
         num_classes: width of the classifier; 0 for none.
         global_pool: 'token' (the class token, as published), 'avg', 'max', 'avgmax' or '' for none.
@@ -102,21 +102,19 @@ class PVT(TokenPyramid):
         with torch.device(device) if device is not None else nullcontext():
             theirs = transformers.PvtModel(config).encoder.to(dtype=dtype)
         stages = [
-            PyramidStage(embed, [PvtBlock(layer) for layer in layers], int(embed.cls_token is not None))
+            PyramidStage(PvtEmbedding(embed), [PvtBlock(layer) for layer in layers], int(embed.cls_token is not None))
             for embed, layers in zip(theirs.patch_embeddings, theirs.block, strict=True)
         ]
         super().__init__(stages, theirs.layer_norm, dims, STRIDES, in_chans, num_classes, global_pool, drop_rate)
         self.img_size = (side, side)
+        self.least = _least_side(kv_strides)
 
     def check_image(self, x: torch.Tensor) -> None:
-        """Raise ConfigError for an image (B, in_chans, H, W) of another size than img_size, or with other channels."""
+        """Raise ConfigError for an image (B, in_chans, H, W) too small for its grids, or with other channels."""
         super().check_image(x)
-        if tuple(x.shape[2:]) != self.img_size:
-            side, (height, width) = self.img_size[0], x.shape[2:]
-            raise ConfigError(
-                f"this PVT v1 was built for images of {side} x {side} px, got {height} x {width}; "
-                "build it with img_size=, a square"
-            )
+        height, width = x.shape[2:]
+        if min(height, width) < self.least:
+            raise ConfigError(f"this PVT v1 takes images from {self.least} px up, got {height} x {width}")
 
     def weights_from(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state dict of PvtForImageClassification or PvtModel with the names of this class; its own is kept.
@@ -128,9 +126,35 @@ class PVT(TokenPyramid):
         for theirs, value in state_dict.items():
             name = _own_name(theirs)
             if name.endswith("position_embeddings") and name in own and own[name].shape[1:] != value.shape[1:]:
-                value = _resample(value, own[name].shape[1], int(name.startswith("stages.3.")))  # noqa: PLW2901
+                prefix = int(name.startswith("stages.3."))
+                side = round((own[name].shape[1] - prefix) ** 0.5)
+                value = _resample(value, (side, side), prefix)  # noqa: PLW2901
             state[name] = value
         return state
+
+
+class PvtEmbedding(nn.Module):
+    """Patches of a map, their position embeddings and, in the last stage, the class token: of transformers' parts."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.position_embeddings = theirs.position_embeddings  # (1, P+N, C)
+        self.cls_token = theirs.cls_token
+        self.projection = theirs.projection
+        self.layer_norm = theirs.layer_norm
+        self.dropout = theirs.dropout
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """Map (B, C', H', W') -> tokens (B, P+N, C), and the grid's H and W."""
+        x = self.projection(x)
+        height, width = x.shape[2:]
+        tokens = self.layer_norm(x.flatten(2).transpose(1, 2))
+        num_prefix = 0
+        if self.cls_token is not None:
+            num_prefix = 1
+            tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1)
+        positions = _resample(self.position_embeddings, (height, width), num_prefix)
+        return self.dropout(tokens + positions), height, width
 
 
 class PvtBlock(nn.Module):
@@ -152,18 +176,24 @@ def _own_name(name: str) -> str:
     return re.sub(r"^classifier\.", "head.", re.sub(r"^layer_norm\.", "norm.", name))
 
 
-def _resample(table: torch.Tensor, num_tokens: int, num_prefix_tokens: int) -> torch.Tensor:
-    """Position embeddings (1, P+N, C) of a square grid -> (1, num_tokens, C) of another."""
+def _resample(table: torch.Tensor, size: tuple[int, int], num_prefix_tokens: int) -> torch.Tensor:
+    """Position embeddings (1, P+N, C) of a square grid -> (1, P+H*W, C) of a grid of that size."""
+    old = round((table.shape[1] - num_prefix_tokens) ** 0.5)
+    if (old, old) == tuple(size):
+        return table
     prefix, grid = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
-    old, new = (round((n - num_prefix_tokens) ** 0.5) for n in (table.shape[1], num_tokens))
     grid = grid.transpose(1, 2).reshape(1, -1, old, old)  # (1, C, H, W)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bilinear").to(table.dtype)
+    grid = F.interpolate(grid.float(), size=size, mode="bilinear").to(table.dtype)
     return torch.cat((prefix, grid.flatten(2).transpose(1, 2)), dim=1)
+
+
+def _least_side(kv_strides: tuple[int, ...]) -> int:
+    return max(stride * k for stride, k in zip(STRIDES, kv_strides, strict=True))
 
 
 def _checked_side(img_size: int | tuple[int, int], kv_strides: tuple[int, ...]) -> int:
     height, width = to_2tuple(img_size)
-    least = max(stride * k for stride, k in zip(STRIDES, kv_strides, strict=True))
+    least = _least_side(kv_strides)
     if height != width or height < least:
         raise ConfigError(f"this PVT v1 takes square images from {least} x {least} px up, got {height} x {width}")
     return int(height)
