@@ -194,12 +194,12 @@ import json
 from cmtvision import machine
 from cmtvision.artefact.runtimes.torch import set_threads
 from cmtvision.engine.batch_size import free_bytes
-from cmtvision.engine.loaders import _workers
+from cmtvision.engine.loaders import loader_settings
 from cmtvision.recipe import DataSection
 import torch
 set_threads(None)
 print(json.dumps([machine.cpu_quota(), machine.usable_processors(), torch.get_num_threads(), machine.memory()[0],
-                  free_bytes(torch.device("cpu")), _workers(DataSection())["num_workers"]]))
+                  free_bytes(torch.device("cpu")), loader_settings(DataSection())["num_workers"]]))
 """
     quota, processors, threads, total, free, workers = in_group(real_group, script)
     assert quota == processors == threads == 1

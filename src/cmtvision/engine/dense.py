@@ -81,6 +81,7 @@ _OWN = (
     "score_threshold",
     "nms_threshold",
     "max_detections",
+    "rois_per_image",
 )
 
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
@@ -53,6 +53,7 @@ def create_detector(
     score_threshold: float = 0.05,
     nms_threshold: float | None = None,
     max_detections: int = 100,
+    rois_per_image: int = 512,
     backbone_arguments: Mapping[str, Any] | None = None,
 ) -> Detector:
     """Make a detector. What it was made of, resolved and without values, is its ``arguments``.
@@ -80,6 +81,8 @@ def create_detector(
         nms_threshold: of two findings of a class whose boxes overlap by more (IoU), one stays. None: 0.6 for FCOS, else
             0.5.
         max_detections: findings in an image.
+        rois_per_image: regions of an image that the second stage of a two-stage kind learns from, a quarter of them on
+            objects. 512 is for photos of 800 px; a small image has few objects, and each region costs as much.
         backbone_arguments: further ones of the backbone's constructor, plain values: ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -87,7 +90,7 @@ def create_detector(
         CheckpointError: weights that cannot be read or belong to another network.
         FetchError: released weights that do not come.
     """
-    _check(kind, num_classes, fpn_width, finest_stride, anchor_scale)
+    _check(kind, num_classes, fpn_width, finest_stride, anchor_scale, rois_per_image)
     if frozen_norms is None:
         frozen_norms = pretrained or weights is not None
     if nms_threshold is None:
@@ -99,7 +102,7 @@ def create_detector(
         "img_size": list(img_size) if isinstance(img_size, tuple) else img_size, "frozen_norms": frozen_norms,
         "grad_checkpointing": grad_checkpointing, "fpn_width": fpn_width, "finest_stride": finest_stride,
         "anchor_scale": anchor_scale, "score_threshold": score_threshold, "nms_threshold": nms_threshold,
-        "max_detections": max_detections, "backbone_arguments": dict(backbone_arguments or {}),
+        "max_detections": max_detections, "rois_per_image": rois_per_image, "backbone_arguments": dict(backbone_arguments or {}),
     }  # fmt: skip
     try:
         arguments = json.loads(json.dumps(arguments))
@@ -116,13 +119,24 @@ def create_detector(
     make = {
         "retinanet": _retinanet, "fcos": _fcos, "fasterrcnn": _fasterrcnn, "maskrcnn": _maskrcnn
     }[kind]  # fmt: skip
-    limits = (score_threshold, nms_threshold, max_detections)
+    limits = Limits(score_threshold, nms_threshold, max_detections, rois_per_image)
     network = make(pyramid, num_classes, [4 * anchor_scale * stride for stride in strides], limits)
     network.transform = Padding()
     return Detector(network, kind, num_classes, arguments, BACKGROUND if kind in TWO_STAGES else 0)
 
 
-def _check(kind: str, num_classes: int, fpn_width: int, finest_stride: int | None, anchor_scale: float) -> None:
+class Limits(NamedTuple):
+    """What of a detector's proposals is kept; see ``create_detector``."""
+
+    score: float
+    overlap: float
+    findings: int
+    rois: int
+
+
+def _check(
+    kind: str, num_classes: int, fpn_width: int, finest_stride: int | None, anchor_scale: float, rois: int
+) -> None:
     if kind not in KINDS:
         raise ConfigError(f"detector {kind!r}: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if num_classes < 1:
@@ -138,17 +152,17 @@ def _check(kind: str, num_classes: int, fpn_width: int, finest_stride: int | Non
     if anchor_scale <= 0 or (kind == "fcos" and anchor_scale != 1):
         expected = "1, for FCOS has no anchors" if kind == "fcos" else "a positive number"
         raise ConfigError(f"detector {kind!r}: anchor_scale {anchor_scale}, expected {expected}")
-
-
-Limits = tuple[float, float, int]
+    if rois < 4 or (kind not in TWO_STAGES and rois != 512):
+        expected = "at least 4" if kind in TWO_STAGES else "none, it has one stage"
+        raise ConfigError(f"detector {kind!r}: rois_per_image {rois}, expected {expected}")
 
 
 def _retinanet(pyramid: Pyramid, num_classes: int, sides: list[float], limits: Limits) -> nn.Module:
     """Three anchors an octave, in three shapes, for each place."""
     sizes = tuple(tuple(float(int(side * 2 ** (octave / 3))) for octave in range(3)) for side in sides)
     return RetinaNet(
-        pyramid, num_classes, anchor_generator=_anchors(sizes), score_thresh=limits[0], nms_thresh=limits[1],
-        detections_per_img=limits[2],
+        pyramid, num_classes, anchor_generator=_anchors(sizes), score_thresh=limits.score, nms_thresh=limits.overlap,
+        detections_per_img=limits.findings,
     )  # fmt: skip
 
 
@@ -156,8 +170,8 @@ def _fcos(pyramid: Pyramid, num_classes: int, sides: list[float], limits: Limits
     """No anchors: a point for each place, as wide as the stride, by which torchvision recognises its map."""
     sizes = tuple((side / 4,) for side in sides)
     return FCOS(
-        pyramid, num_classes, anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)), score_thresh=limits[0],
-        nms_thresh=limits[1], detections_per_img=limits[2],
+        pyramid, num_classes, anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)), score_thresh=limits.score,
+        nms_thresh=limits.overlap, detections_per_img=limits.findings,
     )  # fmt: skip
 
 
@@ -170,7 +184,8 @@ def _fasterrcnn(
         pyramid, rpn_anchor_generator=_anchors(tuple((2 * side,) for side in sides)),
         box_head=TwoMLPHead(width * ROI_CELLS**2, hidden),
         box_predictor=FastRCNNPredictor(hidden, num_classes + BACKGROUND),
-        box_score_thresh=limits[0], box_nms_thresh=limits[1], box_detections_per_img=limits[2], **more,
+        box_score_thresh=limits.score, box_nms_thresh=limits.overlap, box_detections_per_img=limits.findings,
+        box_batch_size_per_image=limits.rois, **more,
     )  # fmt: skip
     return network
 
