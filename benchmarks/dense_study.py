@@ -3,10 +3,12 @@
     OMP_WAIT_POLICY=passive python benchmarks/dense_study.py --work DIR --bccd BCCD --camvid CAMVID --photos PHOTOS
 
 Five tasks: RetinaNet and Mask R-CNN on composed scenes (``cmtvision sample-data --task detection``), RetinaNet on BCCD
-(photos of blood cells, Pascal VOC), FPN segmentation on scenes and on CamVid (roads, 240 x 180 px). In each, cmt_micro
-from random weights and from a classifier (its run of ``cmtvision train PHOTOS --recipe ladder_64 --model cmt_micro``, 50
-classes of Tiny ImageNet), timm's resnet18 with a quarter of its channels and mobilenetv3_large_100, whose multiply-adds
-are next to cmt_micro's, and pvt_v1_tiny, which costs several times as much, all from random weights.
+(photos of blood cells, Pascal VOC), FPN segmentation on scenes and on CamVid (roads, 240 x 180 px). In each:
+
+- cmt_micro from random weights, and from a classifier of 50 classes of Tiny ImageNet (``cmtvision train PHOTOS --recipe
+  ladder_64 --model cmt_micro``);
+- timm's resnet18 with a quarter of its channels and mobilenetv3_large_100, whose multiply-adds are next to cmt_micro's,
+  and pvt_v1_tiny, which costs several times as much, all from random weights.
 
 Settings were fixed before the first result, and nothing is tuned to any network; every one takes as many steps, nothing
 stops early, and the moving average at the end counts. Scenes are measured on their held-out part, BCCD and CamVid on
@@ -20,8 +22,8 @@ import fcntl
 import json
 import statistics
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,12 @@ import torch
 from dense_counts import Products
 from record import cmtvision, write_record
 
-from cmtvision.detection.evaluate import evaluate_detector
 from cmtvision.detection.task import DETECTION
+from cmtvision.engine.dense.build import build_dense
 from cmtvision.engine.fit import fit
 from cmtvision.models.analysis.count import count
-from cmtvision.models.dense import create_dense
 from cmtvision.models.detectors import Detector
 from cmtvision.recipe import Recipe, dump_recipe, load_recipe
-from cmtvision.segmentation.evaluate import evaluate_segmenter
 from cmtvision.segmentation.task import SEGMENTATION
 
 SEEDS = (0, 1)
@@ -97,8 +97,6 @@ def recipe_of(task: str, backbone: str, seed: int, classifier: Path) -> Recipe:
 def cost(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     """Parameters and multiply-adds of a whole network at the size it is trained on, and of its backbone."""
     assert recipe.scene is not None
-    from cmtvision.engine.dense import build_dense
-
     model = build_dense(recipe, num_classes, resume=True).model.eval()
     shape = (recipe.model.in_chans, *recipe.scene.size)
     rows = count(Products(model) if isinstance(model, Detector) else model, shape)
@@ -117,13 +115,11 @@ def measure(work: Path, task: str, backbone: str, seed: int, classifier: Path) -
     recipe = recipe_of(task, backbone, seed, classifier)
     out = work / "runs" / named(task, backbone, seed)
     begun = time.perf_counter()
-    finished = fit(recipe, work / data, out, resume="auto", task=SEGMENTATION if kind == "fpn" else DETECTION)
+    learned = SEGMENTATION if kind == "fpn" else DETECTION
+    finished = fit(recipe, work / data, out, resume="auto", task=learned)
     seconds = finished.rows[-1]["seconds"]
     split = "val" if data.startswith("scenes") else "test"
-    if kind == "fpn":
-        found: Any = evaluate_segmenter(out, work / data, split=split, device="cpu")
-    else:
-        found = evaluate_detector(out, work / data, split=split, device="cpu")
+    found = learned.evaluate(out, work / data, split=split, device="cpu", workers=0)
     result = {
         "task": task,
         "backbone": backbone,
@@ -232,8 +228,8 @@ def write(results: list[dict[str, Any]], classifier: Path, seeds: list[int]) -> 
         "dense-study",
         "python benchmarks/dense_study.py --work DIR --bccd BCCD --camvid CAMVID --photos PHOTOS",
         {
-            "remark": "One training script and one set of settings for all, fixed before the first result; trainings are "
-            "short, of small networks on small images, so the figures compare and do not impress.",
+            "remark": "One training script and one set of settings for all, fixed before the first result. Trainings "
+            "are short, networks and images small: the figures are there to be compared.",
             "threads": 1,
             "seeds": seeds,
             "classifier": {"recipe": "ladder_64", "model": "cmt_micro", "top1": card["metrics"].get("top1")},

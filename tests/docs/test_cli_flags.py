@@ -5,8 +5,8 @@ import typer
 from cmtvision.cli.app import app
 
 DENSE_TRAIN = [
-    "data", "--model", "--weights", "--recipe", "--set", "--out", "--epochs", "--batch-size", "--device", "--seed",
-    "--devices", "--resume", "--accept-changed-data", "--overwrite", "--json",
+    "data", "--model", "--weights", "--recipe", "--set", "--out", "--minutes", "--epochs", "--batch-size", "--device",
+    "--seed", "--devices", "--resume", "--accept-changed-data", "--overwrite", "--json",
 ]  # fmt: skip
 FROZEN = {
     "sample-data": ["directory", "--task", "--full", "--scenes", "--seed", "--overwrite", "--json"],
@@ -34,10 +34,10 @@ FROZEN = {
     ],
     "calibrate": ["model", "data", "--batch-size", "--device", "--threads", "--overwrite", "--json"],
     "detect train": [*DENSE_TRAIN],
-    "detect eval": ["run", "data", "--split", "--device", "--devices", "--json"],
+    "detect eval": ["run", "data", "--split", "--device", "--devices", "--workers", "--json"],
     "detect predict": ["run", "images", "--min-score", "--out", "--device", "--overwrite", "--json"],
     "segment train": [*DENSE_TRAIN],
-    "segment eval": ["run", "data", "--split", "--window", "--device", "--devices", "--json"],
+    "segment eval": ["run", "data", "--split", "--window", "--device", "--devices", "--workers", "--json"],
     "segment predict": ["run", "images", "--out", "--window", "--device", "--overwrite", "--json"],
     "predict": [
         "run", "images", "--top", "--batch-size", "--device", "--conformal", "--sets", "--abstain", "--threads",

@@ -40,11 +40,11 @@ def tear(_, path, *__):
 
 
 def task_of(words):
-    from cmtvision.detection.task import Detection
+    from cmtvision.detection.task import DetectionTask
     from cmtvision.engine.classification import Classification
-    from cmtvision.segmentation.task import Segmentation
+    from cmtvision.segmentation.task import SegmentationTask
 
-    return {"detect": Detection, "segment": Segmentation}.get(words[0], Classification)
+    return {"detect": DetectionTask, "segment": SegmentationTask}.get(words[0], Classification)
 
 
 def main(kind, number, words):

@@ -1,102 +1,165 @@
-"""What ``detect`` and ``segment`` have in common: train, from a folder of annotated images to a run folder."""
+"""What ``detect`` and ``segment`` have in common: train, eval and predict, for images with annotations."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import typer
 
 from cmtvision.cli import launch, output
-from cmtvision.cli.faults import printable
+from cmtvision.cli.arguments import LEAST_MINUTES, MOST_MINUTES, SettingsOption
+from cmtvision.cli.faults import USAGE, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cmtvision.engine.task import Task
+    from cmtvision.engine.dense.task import DenseTask
     from cmtvision.recipe import Recipe
 
 Draw = Callable[[str, Callable[[], "Image.Image"]], Path | None]
 Resume = Literal["no", "yes", "auto"]
-DETECTION_DATA = "Folder in COCO, YOLO or Pascal VOC format, or a COCO .json."
-SEGMENTATION_DATA = "Folder of images and masks, or in COCO or Pascal VOC format."
+_SHOWN = 10
+
+RunArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
+ImagesArgument: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, patterns; - for standard input.")
+]
+SplitOption: TypeAlias = Annotated[
+    Literal["val", "train", "test", "all"], typer.Option("--split", help="Which images.")
+]
+DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DevicesOption: TypeAlias = Annotated[
+    int, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU.")
+]
+WorkersOption: TypeAlias = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Processes that read images; default: chosen.")
+]
+WindowOption: TypeAlias = Annotated[
+    int | None, typer.Option("--window", metavar="N", min=32, help="Look at windows of N pixels, for large images.")
+]
+DrawnOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Draw each image into it.")
+]
+DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace drawn images.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def train(
-    context: typer.Context,
-    task: "Task",
-    default_recipe: str,
-    data: str,
-    shorthands: Mapping[str, Any],
-    *,
-    recipe: str | None,
-    settings: list[str] | None,
-    out: Path | None,
-    devices: int | None,
-    resume: Resume,
-    accept_changed_data: bool,
-    overwrite: bool,
-    json: bool,
-) -> None:
-    """Train a detector or a segmenter and say what came of it.
+class Words(NamedTuple):
+    """What differs between the two in words: the recipe, what is trained, an example of it, and its data."""
 
-    Args:
-        context: of the command, whose ``obj`` is the command line.
-        task: what is learned.
-        default_recipe: name of the recipe that is taken where none is given.
-        data: the images.
-        shorthands: settings that have options of their own, None where they were not given.
-        recipe, settings, out, devices, resume, accept_changed_data, overwrite, json: options of ``train``.
-    """
-    from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume
-    from cmtvision.cli.resuming import recipe_there
-    from cmtvision.recipe import load_recipe
+    recipe: str
+    noun: str
+    example: str
+    data: str
 
-    began = time.perf_counter()
-    known: Recipe | None = None  # the recipe of a run that is resumed
-    if resume == "yes":
-        known = recipe_to_resume(out, recipe, settings or [], shorthands, overwrite)
-    else:
-        recipe = recipe or default_recipe
-        settings = merged_overrides(recipe, settings or [], shorthands)
-        known = recipe_there(out, recipe, settings, None) if resume == "auto" else None
-    settled = known or load_recipe(recipe, settings or [])
-    going_on = resume == "yes" or (resume == "auto" and out is not None and any(out.glob("checkpoints/*.ckpt")))
-    folder = out or default_out(data, settled)
-    count = devices or 1
-    if launch.is_first() and not launch.plan_was_said():
-        for line in _plan(settled, data, folder, going_on, max(count, launch.num_processes())):
-            output.note(printable(line))
-    if count > 1 and not launch.is_launched():
-        spent = time.perf_counter() - began
-        raise typer.Exit(launch.launch_run(count, settled, context.obj, folder, spent, new=known is None))
+
+def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[..., None]:
+    """The command that trains; ``task`` imports what it needs when it is called."""
+
+    def train(  # typer reads options from the signature
+        context: typer.Context,
+        data: Annotated[str, typer.Argument(metavar="DATA", help=words.data)],
+        model: Annotated[
+            str | None, typer.Option("--model", help=f"{words.example}, ... or any timm backbone with a kind.")
+        ] = None,
+        weights: Annotated[
+            str | None, typer.Option("--weights", metavar="FILE|pretrained", help="Of the backbone: a classifier's.")
+        ] = None,
+        recipe: Annotated[
+            str | None,
+            typer.Option("--recipe", metavar="NAME|FILE", help=f"A built-in recipe or a YAML file [{words.recipe}]."),
+        ] = None,
+        settings: SettingsOption = None,
+        out: Annotated[Path | None, typer.Option("--out", help="Run folder [runs/DATA-MODEL-TIME].")] = None,
+        minutes: Annotated[
+            float | None,
+            typer.Option("--minutes", metavar="N", min=LEAST_MINUTES, max=MOST_MINUTES, help="Train for N minutes."),
+        ] = None,
+        epochs: Annotated[
+            int | None, typer.Option("--epochs", min=1, help="Short for --set schedule.epochs=N.")
+        ] = None,
+        batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at a time.")] = None,
+        device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
+        seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")] = None,
+        devices: Annotated[
+            int | None, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU [1].")
+        ] = None,
+        resume: Annotated[
+            Resume, typer.Option("--resume", metavar="[auto]", help="Resume the run in --out; auto: if there is one.")
+        ] = "no",
+        accept_changed_data: Annotated[
+            bool, typer.Option("--accept-changed-data", help="Resume although images were added or removed.")
+        ] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+        json: JsonOption = False,
+    ) -> None:
+        from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume
+        from cmtvision.cli.resuming import recipe_there
+        from cmtvision.recipe import load_recipe
+
+        began = context.meta.get(output.BEGAN, time.perf_counter()) - launch.seconds_before()
+        shorthands: dict[str, Any] = {
+            "model.name": model,
+            "model.weights": weights,
+            "schedule.epochs": epochs,
+            "train.batch_size": batch_size,
+            "train.device": device,
+            "train.max_minutes": minutes,
+            "seed": seed,
+        }
+        known: Recipe | None = None  # the recipe of a run that is resumed
+        if resume == "yes":
+            known = recipe_to_resume(out, recipe, settings or [], shorthands, overwrite)
+        else:
+            recipe = recipe or words.recipe
+            settings = merged_overrides(recipe, settings or [], shorthands)
+            known = recipe_there(out, recipe, settings, None) if resume == "auto" else None
+        settled = known or load_recipe(recipe, settings or [])
+        resumed = resume == "yes" or (resume == "auto" and out is not None and any(out.glob("checkpoints/*.ckpt")))
+        folder = out or default_out(data, settled)
+        count = devices or 1
+        if launch.is_first() and not launch.plan_was_said():
+            for line in _plan(settled, data, folder, resumed, max(count, launch.num_processes())):
+                output.note(printable(line))
+        if count > 1 and not launch.is_launched():
+            spent = time.perf_counter() - began
+            raise typer.Exit(launch.launch_run(count, settled, context.obj, folder, spent, new=known is None))
+        _train(
+            task(),
+            settled,
+            data,
+            folder,
+            json,
+            resume={"no": False, "yes": True}.get(resume, "auto"),
+            overwrite=overwrite,
+            accept_changed_data=accept_changed_data,
+            spent=time.perf_counter() - began,
+        )
+
+    train.__doc__ = f"Train a {words.noun} on your images; writes a run folder with model, curves and report."
+    return train
+
+
+def _train(task: "DenseTask", recipe: "Recipe", data: str, folder: Path, json: bool, **how: Any) -> None:
+    """Train, and say what came of it."""
+    from cmtvision.cli.outcome import report_left_out
     from cmtvision.engine import fit
 
-    finished = fit(
-        settled,
-        data,
-        folder,
-        resume={"no": False, "yes": True}.get(resume, "auto"),
-        overwrite=overwrite,
-        accept_changed_data=accept_changed_data,
-        console=output.stderr_console(),
-        task=task,
-    )
+    finished = fit(recipe, data, folder, console=output.stderr_console(), task=task, **how)
     if not launch.is_first():
         return
-    from cmtvision.cli.outcome import report_left_out
     from cmtvision.report.dense_page import write_dense_report
 
     page = write_dense_report(folder)
     report_left_out(finished)
-    command = task.command.removesuffix(" train")
     if json:
         evaluation = None if finished.evaluation is None else finished.evaluation.to_dict()
         output.result_json(
             {
                 "out": str(finished.out),
-                "model": settled.model.name,
+                "model": recipe.model.name,
                 "epochs": finished.epochs,
                 "seconds": finished.seconds,
                 "metrics": finished.metrics,
@@ -107,12 +170,88 @@ def train(
             }
         )
         return
-    output.result(f"trained {settled.model.name}: {finished.epochs} epochs in {output.duration(finished.seconds)}")
+    output.result(f"trained {recipe.model.name}: {finished.epochs} epochs in {output.duration(finished.seconds)}")
     if finished.evaluation is not None:
         output.result(f"held-out {finished.evaluation.headline()}")
     output.result(f"run folder: {finished.out}")
     output.result(f"report: {page}")
+    command = task.command.removesuffix(" train")
     output.note(f"next, to see what it finds: {command} predict {finished.out} IMAGE... --out drawn")
+
+
+def evaluate(
+    context: typer.Context,
+    task: "Callable[[], DenseTask]",
+    run: Path,
+    data: str,
+    device: str,
+    devices: int,
+    json: bool,
+    **how: Any,
+) -> None:
+    """Measure a trained model and say how good it is, class by class.
+
+    Args:
+        context: of the command, whose ``obj`` is the command line.
+        task: imports the model's task.
+        run, data, device, devices, json: options of the command.
+        how: further arguments of ``DenseTask.evaluate``.
+    """
+    if devices > 1 and not launch.is_launched():
+        code = launch.launch(devices, device, launch.without_options(context.obj, ["--devices"]))
+        if code:
+            raise typer.Exit(code)
+        return
+    with output.progress("evaluating") if launch.is_first() else nullcontext() as progress:
+        found = task().evaluate(run, data, device=device, progress=progress, **how)
+    if not launch.is_first():
+        return
+    for item in found.skipped[:_SHOWN]:
+        output.note(printable(f"skipped {item.path}: {item.reason}"))
+    if len(found.skipped) > _SHOWN:
+        output.note(f"and {len(found.skipped) - _SHOWN:,} more; --json lists all")
+    for line in found.notes:
+        output.note(printable(line))
+    if json:
+        output.result_json({"run": str(run), "data": data, **found.to_dict()})
+        return
+    output.result(f"images: {found.num_images:,} ({found.split})")
+    output.result(found.headline())
+    rows = [
+        [printable(name), "-" if value is None else f"{value:.1%}"]
+        for name, value in zip(found.classes, found.by_class(), strict=True)
+    ]
+    output.result("")
+    output.table(["class", found.score], rows, right=[found.score])
+
+
+Answer = tuple[str, dict[str, Any], Callable[[], "Image.Image"]]
+
+
+def predict(
+    images: Sequence[str], answer: "Callable[[Image.Image], Answer]", out: Path | None, overwrite: bool, json: bool
+) -> None:
+    """Look at every image and say, print or draw what is found.
+
+    Args:
+        images: as the user names them.
+        answer: of an opened image what a person reads, what JSON has of it, and what draws it.
+        out, overwrite, json: options of the command.
+    """
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    with drawn_into(out, overwrite) as draw:
+        for name, picture in each_picture(images, faults):
+            said, facts, drawing = answer(picture)
+            drawn = draw(name, drawing)
+            if json:
+                rows.append({"image": name, **facts, **({} if drawn is None else {"drawn": str(drawn)})})
+                continue
+            output.result(printable(f"{name}: {said}"))
+    if json:
+        output.result_json({"predictions": rows, "failed": faults})
+    if faults:
+        raise typer.Exit(USAGE)
 
 
 def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int) -> list[str]:

@@ -3,69 +3,48 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from cmtvision.artefact import Artefact
-from cmtvision.artefact.detections import Detections
-from cmtvision.artefact.predictor import pick_device
-from cmtvision.data import DatasetIndex, DetectionIndex, DetectionSample, Skipped
+from cmtvision.artefact.card import Task as Kind
+from cmtvision.artefact.dense import DetectionPredictor, find
+from cmtvision.artefact.detections import Detections, merged
+from cmtvision.data import DetectionIndex, DetectionSample
 from cmtvision.data.annotations import read_detection
-from cmtvision.data.annotations.splits import as_in, images_of
 from cmtvision.data.training.dense_dataset import DetectionDataset, collate_detection
-from cmtvision.detection.found import found_in
 from cmtvision.detection.metrics import DetectionFigures, coco_figures
 from cmtvision.engine.build import BuiltModel
-from cmtvision.engine.dense import (
-    build_dense,
-    dense_eval_loader,
-    dense_train_loader,
-    train_transform,
-    whole_image,
-)
+from cmtvision.engine.dense.task import DenseEvaluation, DenseTask, each_seen
 from cmtvision.engine.distributed.processes import SINGLE, Processes
-from cmtvision.engine.evaluation.outputs import eval_mode
-from cmtvision.engine.loaders import TrainLoader
+from cmtvision.engine.evaluation.outputs import Progress, eval_mode
 from cmtvision.engine.plan import RunPlan
-from cmtvision.engine.task import Final, Judged, Objective, Place
+from cmtvision.engine.task import Judged, Objective, Place
 from cmtvision.errors import ConfigError
 from cmtvision.models.dense import is_detector
 from cmtvision.models.detectors import Detector
-from cmtvision.recipe import Recipe
+from cmtvision.recipe import DataSection, Recipe
 
 
-@dataclass(frozen=True)
-class DetectionEvaluation:
-    """What an evaluation counted.
+@dataclass(frozen=True, kw_only=True)
+class DetectionEvaluation(DenseEvaluation):
+    """What an evaluation of a detector counted.
 
     Attributes:
-        classes: class names.
-        split: which images.
-        boxes, masks: COCO's figures by boxes, and by masks where the network finds them.
-        found: what was found in each image, by its place.
-        samples: the images.
-        skipped: files left out, with reasons.
-        notes: what a person should know of the images, a sentence each.
+        boxes, masks: COCO's figures by boxes, and by masks where the network finds them and the images have some.
+        found: what was found in each image, by its place in ``samples``.
     """
 
-    classes: list[str]
-    split: str
-    boxes: DetectionFigures
-    masks: DetectionFigures | None
-    found: Mapping[int, Detections]
-    samples: Sequence[DetectionSample] = ()
-    skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    task: ClassVar[Kind] = "detection"
+    score: ClassVar[str] = "AP"
 
-    @property
-    def num_images(self) -> int:
-        """Images evaluated."""
-        return self.boxes.num_images
+    boxes: DetectionFigures
+    masks: DetectionFigures | None = None
+    found: Mapping[int, Detections] = field(default_factory=dict)
 
     def headline(self) -> str:
-        """The figure to look at first, in words."""
+        """AP, of boxes and of masks, in words."""
         said = f"AP {_percent(self.boxes.ap)} (AP50 {_percent(self.boxes.ap50)}"
         said += f", {self.boxes.num_objects:,} objects in {self.num_images:,} images)"
         return said + (f", of masks {_percent(self.masks.ap)}" if self.masks is not None else "")
@@ -75,18 +54,13 @@ class DetectionEvaluation:
         figures = {"num_images": self.num_images, "ap": self.boxes.ap, "ap50": self.boxes.ap50, "ap75": self.boxes.ap75}
         return figures | ({"mask_ap": self.masks.ap} if self.masks is not None else {})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but what was found in single images, ready for JSON."""
-        return {
-            "task": "detection",
-            "split": self.split,
-            "classes": self.classes,
-            **self.summary(),
-            "boxes": asdict(self.boxes),
-            "masks": None if self.masks is None else asdict(self.masks),
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
-            "notes": self.notes,
-        }
+    def by_class(self) -> Sequence[float | None]:
+        """AP of boxes of each class."""
+        return self.boxes.ap_by_class
+
+    def details(self) -> dict[str, Any]:
+        """All of COCO's figures."""
+        return {"boxes": asdict(self.boxes), "masks": None if self.masks is None else asdict(self.masks)}
 
 
 def _percent(value: float | None) -> str:
@@ -117,62 +91,40 @@ class DetectionObjective:
         return objects | ({"masks": target["masks"][wanted].to(torch.uint8)} if self.masks else {})
 
 
-class Detection:
-    """Boxes around objects, and their masks with a Mask R-CNN; see ``engine.task.Task``."""
+class DetectionTask(DenseTask):
+    """Boxes around objects, and their masks with a Mask R-CNN."""
 
+    kind: ClassVar[Kind] = "detection"
     command: str = "cmtvision detect train"
     figures: tuple[str, ...] = ("val_ap", "val_ap50", "val_ap75", "val_mask_ap")
+    predictor = DetectionPredictor
+    annotated = read_detection
+    batched = collate_detection
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ConfigError for a network that is no detector."""
+        if not is_detector(recipe.model.name):
+            raise ConfigError(f"model.name: {recipe.model.name!r} finds no objects; name a detector: cmt_s_retinanet")
 
     def read(self, recipe: Recipe, data: str | Path) -> DetectionIndex:
         """See ``cmtvision.data.annotations.read_detection``."""
-        if not is_detector(recipe.model.name):
-            raise ConfigError(f"model.name: {recipe.model.name!r} finds no objects; name a detector: cmt_s_retinanet")
-        section = recipe.data
-        index = read_detection(
-            data,
-            val_fraction=section.val_fraction,
-            split_seed=section.split_seed,
-            max_pixels=section.max_pixels,
-            max_bytes=section.max_bytes,
-        )
+        index: DetectionIndex = super().read(recipe, data)
         if recipe.model.name.endswith("_maskrcnn") and not index.has_masks:
             raise ConfigError(f"{data}: has no outlines for {recipe.model.name} to learn; take a detector of boxes")
         return index
 
-    def listing(self, index: DetectionIndex) -> DatasetIndex:
-        """The images as the run folder lists them."""
-        return images_of(index)
-
-    def in_parts(self, index: DetectionIndex, listing: DatasetIndex) -> DetectionIndex:
-        """The index in a listing's parts."""
-        return as_in(index, listing)
-
-    def build(self, recipe: Recipe, index: DetectionIndex, resume: bool) -> BuiltModel:
-        """The recipe's detector."""
-        return build_dense(recipe, len(index.classes), resume)
-
-    def batch_size(
-        self, recipe: Recipe, built: BuiltModel, device: torch.device, index: DetectionIndex, processes: Processes
-    ) -> int:
-        """What the recipe says."""
-        if recipe.train.batch_size == "auto":
-            raise ConfigError("train.batch_size: auto is for classifiers; give a number")
-        return min(recipe.train.batch_size, len(index.train) // processes.world_size)
-
-    def train_loader(
-        self, index: DetectionIndex, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
-    ) -> TrainLoader:
-        """The training images, changed at random as the recipe says."""
-        transform = train_transform(recipe, built.preprocess)
-        dataset = self._dataset(index.train, transform, recipe, masks=_detector(built.model).has_masks)
-        return dense_train_loader(dataset, recipe, batch_size, processes, collate_detection)
-
-    def val_loader(
-        self, index: DetectionIndex, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
-    ) -> Any:
-        """The held-out images, whole."""
-        dataset = self._dataset(index.val, whole_image(built), recipe)
-        return dense_eval_loader(dataset, recipe.data, batch_size, processes, list)
+    def dataset(
+        self,
+        samples: Sequence[DetectionSample],
+        transform: Any,
+        data: DataSection,
+        seed: int = 0,
+        network: nn.Module | None = None,
+    ) -> DetectionDataset:
+        """The images with their boxes, and their masks where the network learns them."""
+        masks = network is not None and _detector(network).has_masks
+        limits = {"max_pixels": data.max_pixels, "max_bytes": data.max_bytes}
+        return DetectionDataset(samples, transform, seed=seed, masks=masks, **limits)
 
     def objective(self, recipe: Recipe, index: DetectionIndex, built: BuiltModel, device: torch.device) -> Objective:
         """torchvision's losses."""
@@ -180,13 +132,12 @@ class Detection:
 
     def judge(self, network: nn.Module, loader: Any, plan: RunPlan, device: torch.device) -> Judged:
         """COCO's AP, by boxes and by masks; chosen by masks where there are some."""
-        detector, samples = _detector(network), loader.dataset.samples
-        found = found_in(detector, loader, device, plan.processes)
-        boxes = coco_figures(samples, found, detector.num_classes, "boxes")
-        figures = {"val_ap": boxes.ap or 0.0, "val_ap50": boxes.ap50 or 0.0, "val_ap75": boxes.ap75 or 0.0}
-        if not detector.has_masks:
+        with eval_mode(network):
+            found = self.evaluated(network, [], loader, device, plan.processes)
+        figures = {f"val_{name}": getattr(found.boxes, name) or 0.0 for name in ("ap", "ap50", "ap75")}
+        if not _detector(network).has_masks:
             return Judged(figures, figures["val_ap"])
-        figures["val_mask_ap"] = coco_figures(samples, found, detector.num_classes, "masks").ap or 0.0
+        figures["val_mask_ap"] = (found.masks.ap if found.masks is not None else None) or 0.0
         return Judged(figures, figures["val_mask_ap"])
 
     def said(self, row: dict[str, Any]) -> list[str]:
@@ -196,47 +147,28 @@ class Detection:
         said = [f"held-out AP {row['val_ap']:.1%}", f"AP50 {row['val_ap50']:.1%}"]
         return said + ([f"masks {row['val_mask_ap']:.1%}"] if row["val_mask_ap"] is not None else [])
 
-    def finish(self, plan: RunPlan, index: DetectionIndex, built: BuiltModel, network: nn.Module) -> Final:
-        """Evaluate the network on the held-out images."""
-        artefact = Artefact(
-            built.architecture, built.arguments, index.classes, built.preprocess, task="detection", sides=built.sides,
-            model=network,
-        )  # fmt: skip
-        if not index.val:
-            return Final(artefact)
-        device = torch.device(plan.processes.device(pick_device(plan.recipe.train.device)))
-        loader = self.val_loader(index, built, plan.recipe, plan.recipe.train.eval_batch_size or 4, plan.processes)
-        detector = _detector(network).to(device)
-        evaluation = evaluated(detector, index.classes, "val", loader, device, plan.processes, index.skipped)
-        network.cpu()
-        return Final(artefact, evaluation)
-
-    def _dataset(
-        self, samples: Sequence[DetectionSample], transform: Any, recipe: Recipe, masks: bool = False
-    ) -> DetectionDataset:
-        data = recipe.data
-        return DetectionDataset(
-            samples, transform, seed=recipe.seed, masks=masks, max_pixels=data.max_pixels, max_bytes=data.max_bytes
-        )
-
-
-def evaluated(
-    detector: Detector,
-    classes: list[str],
-    split: str,
-    loader: Any,
-    device: torch.device,
-    processes: Processes = SINGLE,
-    skipped: Sequence[Skipped] = (),
-) -> DetectionEvaluation:
-    """Find objects in a loader's images, and count; every process must call it."""
-    samples = loader.dataset.samples
-    with eval_mode(detector):
-        found = found_in(detector, loader, device, processes)
-    boxes = coco_figures(samples, found, len(classes), "boxes")
-    annotated = any(sample.has_mask.any() for sample in samples)
-    masks = coco_figures(samples, found, len(classes), "masks") if detector.has_masks and annotated else None
-    return DetectionEvaluation(classes, split, boxes, masks, found, samples, list(skipped))
+    def evaluated(
+        self,
+        network: nn.Module,
+        classes: list[str],
+        loader: Any,
+        device: torch.device,
+        processes: Processes = SINGLE,
+        progress: Progress | None = None,
+        **how: Any,
+    ) -> DetectionEvaluation:
+        """Find objects in a loader's images, and count."""
+        detector, samples = _detector(network), loader.dataset.samples
+        own: dict[int, Detections] = {}
+        for image, target, place in each_seen(loader, processes, progress):
+            own[int(place)] = find(detector, image.to(device), target["scale"], target["original_size"])
+        found = merged(processes.gather(own))
+        boxes = coco_figures(samples, found, detector.num_classes, "boxes")
+        annotated = any(sample.has_mask.any() for sample in samples)
+        masks = None
+        if detector.has_masks and annotated:
+            masks = coco_figures(samples, found, detector.num_classes, "masks")
+        return DetectionEvaluation(classes=classes, split="", boxes=boxes, masks=masks, found=found, samples=samples)
 
 
 def _detector(network: nn.Module) -> Detector:
@@ -244,4 +176,4 @@ def _detector(network: nn.Module) -> Detector:
     return network
 
 
-DETECTION = Detection()
+DETECTION = DetectionTask()

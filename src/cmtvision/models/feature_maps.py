@@ -3,12 +3,13 @@
 A CMT takes images of any H x W here: its position bias is resampled to each (models/cmt/position.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from cmtvision.errors import CheckpointError, ConfigError, first_line
@@ -90,6 +91,35 @@ def _constructor_arguments(
     if output_stride is not None:
         given["output_stride"] = output_stride
     return given
+
+
+HEAD = float("inf")
+"""The layer of what is no backbone: above all of its layers."""
+
+
+def layers_of(name: str, arguments: Mapping[str, Any], prefix: str) -> Callable[[str], float]:
+    """For layer-wise learning rates: the layer of a parameter of a network on this backbone, ``HEAD`` outside of it.
+
+    Args:
+        name, arguments: of the backbone, as for ``create_feature_maps``; its ``group_matcher`` says what a layer is.
+        prefix: of the names of the backbone's parameters.
+
+    Raises:
+        ConfigError: a backbone that does not say so.
+    """
+    with torch.device("meta"):
+        model: Any = create_model(name, **_constructor_arguments(name, None, None, arguments))
+    if not hasattr(model, "group_matcher"):
+        raise ConfigError(f"backbone {name!r}: does not say what its layers are; set optim.layer_decay=null")
+    numbers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    layer = {_plain(parameter): number for parameter, number in numbers.items()}
+
+    def of(parameter: str) -> float:
+        if not parameter.startswith(prefix):
+            return HEAD
+        return layer.get(_plain(parameter.removeprefix(prefix)), HEAD)
+
+    return of
 
 
 def takes_output_stride(name: str) -> bool:

@@ -21,10 +21,9 @@ from cmtvision.artefact.run.data import check_local
 from cmtvision.artefact.run.names import REPORT_FILE
 from cmtvision.artefact.run.read import RunFolder, read_run
 from cmtvision.data import DetectionSample, SegmentationSample, open_image
-from cmtvision.data.annotations import read_segmentation
 from cmtvision.data.annotations.outlines import counts_to_text, encode_counts
-from cmtvision.detection.evaluate import evaluate_detector
-from cmtvision.engine.dense import as_the_run, part_of
+from cmtvision.detection.task import DETECTION
+from cmtvision.engine.dense.task import part_of
 from cmtvision.errors import CheckpointError, DataError
 from cmtvision.files import write_text
 from cmtvision.report.drawn import with_boxes, with_classes
@@ -33,6 +32,7 @@ from cmtvision.report.folder_facts import duration
 from cmtvision.report.html import render
 from cmtvision.report.pictures import address
 from cmtvision.segmentation.metrics import confusion_counts
+from cmtvision.segmentation.task import SEGMENTATION
 
 PICTURES = 6
 _LOOKED_AT = 200  # images of a segmentation run that are looked at for the worst
@@ -149,7 +149,7 @@ def _percent(value: float | None) -> str:
 
 def _worst_detections(run: RunFolder, predictor: DetectionPredictor, data: str | Path, device: str) -> list[Pictured]:
     """The held-out images with most objects missed and boxes that are none."""
-    found = evaluate_detector(run.folder, data, device=device)
+    found = DETECTION.evaluate(run.folder, data, device=device)
     judged = []
     for place, sample in enumerate(found.samples):
         answer = found.found[place].above(MIN_SCORE)
@@ -200,7 +200,7 @@ def _as_found(sample: DetectionSample) -> Detections:
 
 def _worst_maps(run: RunFolder, predictor: SegmentationPredictor, data: str | Path) -> list[Pictured]:
     """Of some held-out images those with the largest share of wrong pixels."""
-    index = as_the_run(run.folder, read_segmentation(data, val_fraction=0, classes=predictor.classes), "")
+    index = SEGMENTATION.index_of(run.folder, data, predictor)
     samples, _ = part_of(index, "val")
     chosen: list[SegmentationSample] = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
     judged = []

@@ -41,8 +41,13 @@ def test_a_last_class_called_void_is_void(tmp_path):
         read_segmentation(root, void=9)
     with pytest.raises(DataError, match=r"void is 1, which is class 'tree'|names 'Void' as 2"):
         read_segmentation(root, void=1)
-    (root / "classes.txt").write_text("void\nroad\n")
-    with pytest.raises(DataError, match="'void' must be the last class"):
+    (root / "classes.txt").write_text("void\nroad\ntree\n")  # as in ADE20K: 0 is no class, and 1 the first
+    index = read_segmentation(root)
+    assert (index.classes, index.void, index.train[0].labels) == (["road", "tree"], 255, (1,))
+    np.testing.assert_array_equal(index.train[0].mask.read(), striped(255, 1))
+    assert read_segmentation(root, void=0, classes=["road", "tree"]).fingerprint == index.fingerprint
+    (root / "classes.txt").write_text("road\nvoid\ntree\n")
+    with pytest.raises(DataError, match="'void' must be the first or last class"):
         read_segmentation(root)
 
 

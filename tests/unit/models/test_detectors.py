@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
 from torch import nn
 
+from cmtvision.engine.optim import build_optimizer, freeze
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models import detectors
 from cmtvision.models.detectors import KINDS, create_detector, detector_by_name, list_detectors
+from cmtvision.recipe import load_recipe
 from cmtvision.weights import to_official, write_safetensors
 from random_weights import randomise
 
@@ -164,3 +167,31 @@ def test_other_backbones(backbone: str) -> None:
 def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         create_detector(**{"kind": "retinanet", "backbone": "cmt_nano", "num_classes": 2, **arguments})
+
+
+@pytest.mark.parametrize("backbone", ["cmt_nano", "resnet18", "pvt_v1_nano"])
+def test_layers_learn_at_rates_of_their_own_and_the_head_at_the_full_one(backbone: str) -> None:
+    model = detector("retinanet", backbone)
+    recipe = load_recipe("default", ["optim.layer_decay=0.5"])
+    optimizer = build_optimizer(model, recipe, 1e-3, torch.device("cpu"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scale = {names[id(one)]: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
+    assert scale.keys() == set(names.values())
+    body = {name: rate for name, rate in scale.items() if ".body." in name}
+    assert all(rate == 1.0 for name, rate in scale.items() if name not in body)
+    assert max(body.values()) == 0.5
+    own = timm.create_model(backbone)  # as many layers as the classifier has, its head's not counted
+    layers = group_parameters(own, own.group_matcher(coarse=False), reverse=True)
+    kept = {name.replace(".", "_") for name in own.state_dict()} & {
+        name.split("body.")[1].removeprefix("model.").replace(".", "_") for name in body
+    }
+    assert len(set(body.values())) == len({layers[name] for name in layers if name.replace(".", "_") in kept})
+    first = min(body, key=body.__getitem__)
+    assert first.split("body.")[1].startswith(("stem", "conv1", "bn1", "model.stages.0.embed"))
+
+
+def test_a_frozen_backbone_leaves_the_head_to_learn() -> None:
+    model = detector("maskrcnn")
+    freeze(model, load_recipe("default", ["model.freeze=backbone"]))
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, _ in model.named_parameters() if ".body." not in name}

@@ -10,9 +10,11 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from cmtvision.engine.optim import build_optimizer, freeze
 from cmtvision.errors import ConfigError
 from cmtvision.models import segmenters
 from cmtvision.models.segmenters import KINDS, create_segmenter, list_segmenters, segmenter_by_name
+from cmtvision.recipe import load_recipe
 from cmtvision.weights import write_safetensors
 from random_weights import randomise
 
@@ -109,3 +111,15 @@ def test_without_the_library_the_command_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(ConfigError, match=r"pip install 'cmtvision\[segmentation\]'"):
         create_segmenter("unet", "cmt_nano", 2)
+
+
+@pytest.mark.parametrize("kind", ["fpn", "deeplabv3plus"])
+def test_layers_learn_at_rates_of_their_own(kind: str) -> None:
+    model = create_segmenter(kind, "cmt_nano", 3, decoder_arguments=NARROW[kind])
+    optimizer = build_optimizer(model, load_recipe("default", ["optim.layer_decay=0.5"]), 1e-3, torch.device("cpu"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scale = {names[id(one)]: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
+    assert all((rate < 1) == name.startswith("encoder.") for name, rate in scale.items())
+    freeze(model, load_recipe("default", ["model.freeze=backbone"]))
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name in names.values() if not name.startswith("encoder.")}

@@ -21,8 +21,19 @@ TRANSFER = {  # data set of torchvision, the paper's accuracy for CMT-S, photos
 def test_all_that_were_promised_are_there():
     sizes = {f"imagenet_cmt_{size}" for size in ("ti", "xs", "s", "b")}
     transfers = {f"transfer_{name}" for name in TRANSFER}
-    own = {"default", "demo", "fashion_mnist", "finetune", "linear_probe", "distill"}
-    assert set(list_recipes()) >= sizes | transfers | own
+    dense = {f"coco_{kind}_cmt_s_{times}x" for kind in ("retinanet", "maskrcnn") for times in (1, 3)}
+    own = {
+        "detect",
+        "segment",
+        "ade20k_upernet_cmt_s",
+        "default",
+        "demo",
+        "fashion_mnist",
+        "finetune",
+        "linear_probe",
+        "distill",
+    }
+    assert set(list_recipes()) >= sizes | transfers | dense | own
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -41,12 +52,29 @@ def test_each_opens_with_what_it_is_its_command_cost_and_accuracy(name):
 def test_the_commands_of_the_headers_have_options_that_exist(name):
     import typer
 
-    train = typer.main.get_command(app).commands["train"]
-    options = {flag for parameter in train.params for flag in parameter.opts}
-    for command in re.findall(r"cmtvision train ([^\n]*)", recipe_comment(name)):
-        assert set(re.findall(r"--[a-z-]+", command)) <= options
+    commands = typer.main.get_command(app).commands
+    for words, given in re.findall(r"cmtvision ((?:detect |segment )?train) ([^\n]*)", recipe_comment(name)):
+        group, _, last = words.rpartition(" ")
+        train = commands[group].commands[last] if group else commands[last]
+        options = {flag for parameter in train.params for flag in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", given)) <= options
     for setting in re.findall(r"--set ([a-z_]+\.[a-z_]+=[\w./]+)", recipe_comment(name)):
         load_recipe(name, [setting])
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "maskrcnn"])
+def test_the_recipes_of_coco_tell_the_papers_figures_and_what_is_our_own(kind):
+    once, thrice = (load_recipe(f"coco_{kind}_cmt_s_{times}x") for times in (1, 3))
+    assert (once.schedule.epochs, thrice.schedule.epochs) == (12, 36)
+    assert (once.scene.short_sides, len(thrice.scene.short_sides), thrice.scene.longest) == ((800,), 11, 1333)
+    assert once.model.name == thrice.model.name == f"cmt_s_{kind}"
+    assert (once.optim.layer_decay, once.ema.enabled, once.model.weights) == (0.9, True, "pretrained")
+    comment = recipe_comment(f"coco_{kind}_cmt_s_1x")
+    said = re.search(r"Cost: ([\d.e]+) FLOPs = 2 x 3 x ([\d.]+) GMACs x ([\d,]+) images x (\d+) epochs", comment)
+    images = int(said[3].replace(",", ""))
+    assert float(said[1]) == pytest.approx(6e9 * float(said[2]) * images * int(said[4]), rel=0.03)
+    assert {"retinanet": "44.3", "maskrcnn": "44.6"}[kind] in comment
+    assert "our choice" in recipe_comment("coco_retinanet_cmt_s_1x").lower()
 
 
 def test_the_switches_of_the_released_behaviour_are_as_the_header_says():

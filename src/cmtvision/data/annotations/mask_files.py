@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cmtvision.data.annotations.orientation import turned_mask
 from cmtvision.data.annotations.outlines import Outline
-from cmtvision.data.annotations.samples import ClassMap
+from cmtvision.data.annotations.samples import NO_CLASS, ClassMap
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS
 from cmtvision.errors import DataError
 
@@ -27,20 +27,28 @@ class MaskFile:
         path: of the mask.
         turn: EXIF orientation of the image by which the mask becomes upright (see ``orientation``).
         max_pixels, max_bytes: refuse larger ones.
+        void_first: 0 in the file belongs to no class, and 1 is the first class (ADE20K): it is read as 255, and 0.
     """
 
     path: Path
     turn: int = 1
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    void_first: bool = False
+
+    def stored(self) -> ClassMap:
+        """The class numbers (H, W) as the image is stored. DataError where ``read_mask`` refuses it."""
+        numbers = read_mask(self.path, self.max_pixels, self.max_bytes)
+        return np.where(numbers == 0, np.int32(NO_CLASS), numbers - 1) if self.void_first else numbers
 
     def read(self) -> ClassMap:
-        """The class numbers (H, W). DataError where ``read_mask`` refuses it."""
-        return np.ascontiguousarray(turned_mask(read_mask(self.path, self.max_pixels, self.max_bytes), self.turn))
+        """The class numbers (H, W) of the upright image. DataError where ``read_mask`` refuses it."""
+        return np.ascontiguousarray(turned_mask(self.stored(), self.turn))
 
     def key(self) -> bytes:
         """The file's size; its content is not read for a fingerprint, as that of images is not."""
-        return f"{self.path.name} {self.path.stat().st_size} {self.turn}".encode("utf-8", "surrogateescape")
+        first = " void first" if self.void_first else ""
+        return f"{self.path.name} {self.path.stat().st_size} {self.turn}{first}".encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

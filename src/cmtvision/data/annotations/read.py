@@ -21,7 +21,7 @@ from cmtvision.data.annotations.build import (
 )
 from cmtvision.data.annotations.coco import coco_files, list_coco
 from cmtvision.data.annotations.limits import MAX_JSON_BYTES
-from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, MaskFile, read_mask
+from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, MaskFile
 from cmtvision.data.annotations.masks import (
     VOID_NAMES,
     Pair,
@@ -111,7 +111,8 @@ def read_segmentation(
         classes: fix the classes and their order, as a trained model has them; by default the names in classes.txt, else
             the numbers up to the largest in the masks.
         void: the number of pixels that belong to no class; by default that of the class named void, ignore or
-            unlabelled in classes.txt, which must be the last, else 255.
+            unlabelled in classes.txt, which must be the last, or the first (0, as in ADE20K: class 1 of the files is
+            class 0 then), else 255.
         verify: decode every image and every mask; without it a mask of other classes is met only when it is used.
         max_pixels, max_bytes: larger images and masks are skipped by name.
         max_json_bytes: refuse a larger COCO file.
@@ -173,7 +174,7 @@ def _options(
 def _from_masks(
     source: Path, listing: RawListing, pairs: list[Pair], options: BuildOptions, void: int | None
 ) -> SegmentationIndex:
-    names, void = _classes_and_void(source, listing.names, options.classes, void)
+    names, void, void_first = _classes_and_void(source, listing.names, options.classes, void)
     look = options.verify or names is None
 
     def looked(pair: Pair) -> tuple[Facts, MaskFile, tuple[int, ...]] | Skipped:
@@ -182,10 +183,10 @@ def _from_masks(
         except DataError as error:
             return Skipped(pair.path, str(error))
         try:
-            mask = MaskFile(pair.mask, 1, options.max_pixels, options.max_bytes)
+            mask = MaskFile(pair.mask, 1, options.max_pixels, options.max_bytes, void_first)
             if not look:
                 return facts, mask, ()
-            numbers = read_mask(pair.mask, options.max_pixels, options.max_bytes)
+            numbers = mask.stored()
         except DataError as error:
             return Skipped(pair.mask, str(error).removeprefix(f"{pair.mask}: "))
         turn = turn_needed(numbers.shape, facts.stored, facts.orientation)
@@ -223,14 +224,20 @@ def _from_masks(
 
 def _classes_and_void(
     source: Path, stated: list[str] | None, fixed: Sequence[str] | None, void: int | None
-) -> tuple[list[str] | None, int]:
-    """The names of the classes without void, or None where only the masks tell; and the void value."""
+) -> tuple[list[str] | None, int, bool]:
+    """The names of the classes without void, or None where only the masks tell; the void value; and whether it is 0 in
+    the files, before the first class.
+    """
     names = list(stated) if stated is not None else None
+    void_first = names is not None and names[0].lower() in VOID_NAMES and void in (None, 0)
+    if names is not None and void_first:
+        names.pop(0)
+        void = None
     if names is not None:
         places = [place for place, name in enumerate(names) if name.lower() in VOID_NAMES]
         if len(places) > 1 or (places and places[0] not in (len(names) - 1, void)):
             raise DataError(
-                f"{source}: classes.txt: {names[places[0]]!r} must be the last class, and the only such one"
+                f"{source}: classes.txt: {names[places[0]]!r} must be the first or last class, and the only such one"
             )
         if places:
             if void not in (None, places[0]):
@@ -246,7 +253,7 @@ def _classes_and_void(
                 f"{source}: its classes ({', '.join(names[:5])}, ...) are not the model's ({', '.join(fixed[:5])}, ...)"
             )
         names = list(fixed)
-    return names, void
+    return names, void, void_first
 
 
 def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, void: int) -> SegmentationIndex:

@@ -102,7 +102,8 @@ def create_detector(
         "img_size": list(img_size) if isinstance(img_size, tuple) else img_size, "frozen_norms": frozen_norms,
         "grad_checkpointing": grad_checkpointing, "fpn_width": fpn_width, "finest_stride": finest_stride,
         "anchor_scale": anchor_scale, "score_threshold": score_threshold, "nms_threshold": nms_threshold,
-        "max_detections": max_detections, "rois_per_image": rois_per_image, "backbone_arguments": dict(backbone_arguments or {}),
+        "max_detections": max_detections, "rois_per_image": rois_per_image,
+        "backbone_arguments": dict(backbone_arguments or {}),
     }  # fmt: skip
     try:
         arguments = json.loads(json.dumps(arguments))
@@ -170,8 +171,8 @@ def _fcos(pyramid: Pyramid, num_classes: int, sides: list[float], limits: Limits
     """No anchors: a point for each place, as wide as the stride, by which torchvision recognises its map."""
     sizes = tuple((side / 4,) for side in sides)
     return FCOS(
-        pyramid, num_classes, anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)), score_thresh=limits.score,
-        nms_thresh=limits.overlap, detections_per_img=limits.findings,
+        pyramid, num_classes, anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)),
+        score_thresh=limits.score, nms_thresh=limits.overlap, detections_per_img=limits.findings,
     )  # fmt: skip
 
 

@@ -10,13 +10,14 @@ num_classes - 1 for every kind (torchvision counts the background as class 0 in 
 targets, 0 or 1, and (N, 1, H, W) in results, the probability of each pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cmtvision.models.feature_maps import layers_of
 from cmtvision.models.frozen_norms import hold_norms
 
 Target = dict[str, torch.Tensor]
@@ -73,6 +74,17 @@ class Detector(nn.Module):
         if self.arguments["frozen_norms"]:
             hold_norms(self.network.backbone.body)  # type: ignore[union-attr, arg-type]
         return self
+
+    def get_classifier(self) -> list[nn.Module]:
+        """All that is not the backbone: what learns alone where the backbone is frozen."""
+        pyramid: Any = self.network.backbone
+        above = [part for name, part in pyramid.named_children() if name != "body"]
+        return above + [part for name, part in self.network.named_children() if name != "backbone"]
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """The layer of each parameter, for layer-wise learning rates: the backbone's own, and one above them."""
+        arguments = self.arguments
+        return layers_of(arguments["backbone"], arguments["backbone_arguments"], "network.backbone.body.")
 
     def forward(self, images: Sequence[torch.Tensor], targets: Sequence[Target] | None = None) -> Any:
         """Images, each (C, H, W), and in training what is in them -> losses, or what was found in each.

@@ -4,12 +4,14 @@ The network wants sides that 32 divides: the image is padded with zeros at the b
 back. Images are what ``Preprocess`` makes, normalised.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from cmtvision.models.cmt.padding import pad_to_multiple
+from cmtvision.models.feature_maps import layers_of
 from cmtvision.models.frozen_norms import hold_norms
 
 STRIDE = 32  # of the coarsest map of a backbone
@@ -51,6 +53,15 @@ class Segmenter(nn.Module):
         if self.arguments["frozen_norms"]:
             hold_norms(self.encoder)
         return self
+
+    def get_classifier(self) -> list[nn.Module]:
+        """All that is not the backbone: what learns alone where the backbone is frozen."""
+        return [self.decoder, self.head]
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """The layer of each parameter, for layer-wise learning rates: the backbone's own, and one above them."""
+        inner = "encoder.encoder.model." if isinstance(self.encoder, LastEnlarged) else "encoder.model."
+        return layers_of(self.arguments["backbone"], self.arguments["backbone_arguments"], inner)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, C, H, W) -> logits (B, num_classes, H, W)."""
