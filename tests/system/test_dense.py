@@ -143,3 +143,37 @@ def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kin
     assert_one_error(run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), "a model for")
     done = run_cli(kind, "train", scenes / kind, "--model", "cmt_nano", "--out", "x", cwd=tmp_path)
     assert_one_error(done, "cmt_nano", "name a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_is_verified_and_finds_what_the_model_finds(scenes, runs, tmp_path, kind):
+    run = shutil.copytree(runs[0] / kind, tmp_path / "run")
+    done = run_cli("export", "run", "--to", "onnx", "--num-images", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "verified on 2 images" in done.stdout
+    export = run / "exports" / "onnx-fp32-64"
+    card = json.loads((export / "model.json").read_text())
+    assert card["export"]["img_size"] == [64, 64]
+    assert card["export"]["verification"]["passed"]
+    done = run_cli("verify", "run", export, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_images"] == 3
+    assert found["num_compared"] > 0
+    figures = [
+        json.loads(run_cli(kind, "eval", model, scenes / kind, "--device", "cpu", "--json", cwd=tmp_path).stdout)
+        for model in ("run", export)
+    ]
+    for name in FIGURES[kind]:
+        assert figures[0][name] == pytest.approx(figures[1][name], abs=1e-3)
+    image = sorted((scenes / kind / "val").rglob("*.png"))[0]
+    with Image.open(image) as picture:
+        picture.resize((200, 100)).save(tmp_path / "wide.png")
+    assert run_cli(kind, "predict", export, "wide.png", "--out", "drawn", cwd=tmp_path).returncode == 0
+    assert type(cmtvision.load(export)) is type(cmtvision.load(run))
+    for wrong, said in {"--to openvino": "--to", "--precision fp16": "--precision", "--img-size 50": "32"}.items():
+        given = ["--to", "onnx", *wrong.split(), "--out", "other"]
+        assert_one_error(run_cli("export", "run", *given, cwd=tmp_path), said)
+    assert not (tmp_path / "other").exists()
+    (export / "model.onnx").write_bytes((export / "model.onnx").read_bytes()[:-100])
+    assert_one_error(run_cli(kind, "predict", export, image, cwd=tmp_path), "SHA-256")

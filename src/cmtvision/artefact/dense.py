@@ -5,24 +5,24 @@ B batch, C channels, H W height and width in pixels, K classes, N findings.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from cmtvision.artefact.card import Task, model_folder
+from cmtvision.artefact.card import Card, Task, model_folder
+from cmtvision.artefact.dense_graphs import open_graph
 from cmtvision.artefact.detections import Detections, detections
-from cmtvision.artefact.files import Artefact, artefact_of
+from cmtvision.artefact.files import artefact_of
 from cmtvision.artefact.predictor import Predictor, load_card, read_named_card
+from cmtvision.artefact.runtimes.open import check_options
 from cmtvision.artefact.runtimes.torch import pick_device, set_threads
 from cmtvision.data import ImageSource
 from cmtvision.data.decode import each_image
 from cmtvision.data.whole_image import WholeImage, original_boxes
 from cmtvision.errors import CheckpointError, ConfigError
-from cmtvision.models.detectors import Detector
-from cmtvision.models.segmenters import Segmenter
 
 MASK_LEVEL = 0.5
 """Probability from which on a pixel belongs to an object."""
@@ -38,23 +38,40 @@ class _DensePredictor:
     Attributes:
         card: all that is known of the model but its weights.
         inputs: how an image becomes the network's input.
-        device: that the network is on.
+        network: the ``Detector`` or ``Segmenter``, or a graph that behaves like one.
+        device: that its tensors are on.
     """
 
     task: Task
 
-    def __init__(self, artefact: Artefact, device: str = "auto") -> None:
-        if artefact.task != self.task:
-            raise CheckpointError(f"a model for {artefact.task}, not for {self.task}")
-        self.card, self.classes = artefact.card, artefact.classes
-        self.artefact = artefact
-        self.inputs = WholeImage(artefact.preprocess, *artefact.sides)
-        self.device = torch.device(pick_device(device))
-        self.network: Any = artefact.model.eval().to(self.device)
+    def __init__(self, card: Card, network: Any, device: str = "cpu") -> None:
+        if card.task != self.task:
+            raise CheckpointError(f"a model for {card.task}, not for {self.task}")
+        self.card, self.classes = card, card.classes
+        self.inputs = WholeImage(card.preprocess, *card.sides, None if card.export is None else card.export.img_size)
+        self.device = torch.device(device)
+        self.network = network
+
+    @classmethod
+    def open(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Self:
+        """Open a run folder, an artefact or an export.
+
+        Raises:
+            CheckpointError: nothing there that this version can open, or a model of another task.
+            ConfigError: a runtime that is not installed, or a device that is not there.
+        """
+        folder, card = model_folder(path), read_named_card(path)
+        if card.task != cls.task:
+            raise CheckpointError(f"{path}: a model for {card.task}, not for {cls.task}")
+        if card.export is None:
+            set_threads(threads)
+            device = pick_device(device)
+            return cls(card, artefact_of(card, folder).model.eval().to(device), device)
+        return cls(card, open_graph(folder, card, device, threads))  # it takes and gives tensors of the processor
 
 
 class DetectionPredictor(_DensePredictor):
-    """Finds objects in images: a trained detector, opened (see ``open_model``)."""
+    """Finds objects in images: a trained detector, opened by ``cmtvision.load``."""
 
     task: Task = "detection"
 
@@ -81,7 +98,7 @@ class DetectionPredictor(_DensePredictor):
 
 
 class SegmentationPredictor(_DensePredictor):
-    """Says of each pixel of an image which class it is: a trained segmenter, opened (see ``open_model``)."""
+    """Says of each pixel of an image which class it is: a trained segmenter, opened by ``cmtvision.load``."""
 
     task: Task = "segmentation"
 
@@ -136,15 +153,15 @@ def open_model(
     }
     if card.task not in kinds:
         return load_card(card, folder, device, threads, streams)
-    set_threads(threads)
-    return kinds[card.task](artefact_of(card, folder), device)
+    check_options(card, threads, streams)
+    return kinds[card.task].open(path, device, threads)
 
 
-def find(detector: Detector, image: torch.Tensor, scale: tuple[float, float], original: tuple[int, int]) -> Detections:
+def find(detector: Any, image: torch.Tensor, scale: tuple[float, float], original: tuple[int, int]) -> Detections:
     """What a detector in eval mode finds in one image.
 
     Args:
-        detector: the network.
+        detector: a ``Detector``, or a graph that behaves like one.
         image: (C, H, W), prepared, on its device.
         scale: (x, y) pixels of it for each of the original's.
         original: (height, width) of the original image.
@@ -167,12 +184,12 @@ def _masks(masks: torch.Tensor, original: tuple[int, int]) -> npt.NDArray[np.boo
 
 
 def class_map(
-    segmenter: Segmenter, image: torch.Tensor, original: tuple[int, int], window: int | None = None
+    segmenter: Any, image: torch.Tensor, original: tuple[int, int], window: int | None = None
 ) -> npt.NDArray[np.int64]:
     """The class of each pixel, (height, width) of the original image.
 
     Args:
-        segmenter: the network, in eval mode.
+        segmenter: a ``Segmenter`` in eval mode, or a graph that behaves like one.
         image: (C, H, W), prepared, on its device.
         original: (height, width) of the original image.
         window: pixels on a side of the windows that an image is looked at in, whose probabilities are averaged where
@@ -188,13 +205,13 @@ def class_map(
     return found
 
 
-def _scores(segmenter: Segmenter, image: torch.Tensor) -> torch.Tensor:
+def _scores(segmenter: Any, image: torch.Tensor) -> torch.Tensor:
     """Probabilities (K, H, W)."""
     probabilities: torch.Tensor = segmenter(image[None])[0].float().softmax(dim=0)
     return probabilities
 
 
-def _in_windows(segmenter: Segmenter, image: torch.Tensor, window: int) -> torch.Tensor:
+def _in_windows(segmenter: Any, image: torch.Tensor, window: int) -> torch.Tensor:
     if window < 32:
         raise ConfigError(f"window: got {window}, expected at least 32 pixels")
     height, width = image.shape[1:]

@@ -38,6 +38,7 @@ class WholeImage:
         preprocess: filter, mean, std and channels (1 or 3); its size and crop are not used.
         short_side: the pixels that the shorter side gets; None keeps the size.
         longest: the pixels that the longer side has at most; the shorter one is then shorter than ``short_side``.
+        fit: (height, width) that the image has to fit into, of a network of one size; None for any.
 
     Raises:
         DataError: at construction, sides that are no edge of an image, or another number of channels.
@@ -46,6 +47,7 @@ class WholeImage:
     preprocess: Preprocess
     short_side: int | None = None
     longest: int | None = None
+    fit: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("short_side", "longest"):
@@ -80,6 +82,8 @@ class WholeImage:
         factor = 1.0 if self.short_side is None else self.short_side / min(height, width)
         if self.longest is not None:
             factor = min(factor, self.longest / max(height, width))
+        if self.fit is not None:
+            factor = min(factor, self.fit[0] / height, self.fit[1] / width)
         return max(1, round(height * factor)), max(1, round(width * factor))
 
 

@@ -4,8 +4,10 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cmtvision.artefact.run.data import read_run_data
-from cmtvision.data import ImageSource, open_image
+from cmtvision.artefact.card import CARD_FILE, DENSE, Card, model_folder
+from cmtvision.artefact.run.data import check_local, data_of, read_annotated_as_the_run, read_run_data
+from cmtvision.data import DatasetIndex, ImageSource, open_image
+from cmtvision.data.annotations.splits import images_of
 from cmtvision.data.listing.class_folders import images_below
 from cmtvision.errors import ConfigError, DataError
 
@@ -57,7 +59,7 @@ def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, see
     if count < 1:
         raise ConfigError(f"number of images {count}: expected at least 1")
     try:
-        index = read_run_data(folder, multi_label=multi_label, verify=False)
+        index = _held_out(folder, multi_label)
     except DataError as error:
         raise ConfigError(f"{folder}: the run's photos are gone ({error}); name others with --images") from error
     if index is None:
@@ -75,3 +77,15 @@ def of_the_run(folder: str | Path, count: int, *, multi_label: bool = False, see
     if not chosen:
         raise ConfigError(f"{index.root}: none of the run's photos can be read; name others with --images")
     return [paths[place] for place in sorted(chosen)]
+
+
+def _held_out(folder: str | Path, multi_label: bool) -> DatasetIndex | None:
+    """The images of a run, whatever its task; None if its data is not on record."""
+    card = Card.read(model_folder(folder)) if (model_folder(folder) / CARD_FILE).is_file() else None
+    if card is None or card.task not in DENSE:
+        return read_run_data(folder, multi_label=multi_label, verify=False)
+    data = data_of(folder)
+    if data is None:
+        return None
+    check_local(data)
+    return images_of(read_annotated_as_the_run(folder, data, card, verify=False))

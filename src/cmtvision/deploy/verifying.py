@@ -16,9 +16,12 @@ import numpy.typing as npt
 import torch
 
 from cmtvision.artefact import Predictor, load
+from cmtvision.artefact.card import DENSE
+from cmtvision.artefact.predictor import read_named_card
 from cmtvision.data import ImageSource, Preprocess, open_image
 from cmtvision.deploy.answers import Answers, compare_answers, differing_calibration
 from cmtvision.deploy.sample_images import DEFAULT_NUM_IMAGES, choose, find_images, of_the_run
+from cmtvision.deploy.verifying_dense import DenseVerification, verify_dense
 from cmtvision.errors import CheckpointError, ConfigError, DataError, one_line
 
 BATCHES = (1, 2, 7)
@@ -91,6 +94,21 @@ class Verification:
             key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in found.items()
         }
 
+    def rows(self) -> list[list[str]]:
+        """The figures for a table, in words."""
+        return [
+            ["images", str(self.num_images)],
+            ["batches", ", ".join(map(str, self.batches))],
+            ["largest logit", f"{self.scale:.4g}"],
+            ["largest difference", f"{self.max_difference:.3g}"],
+            ["relative", f"{self.relative:.2e}"],
+            ["allowed", f"{self.tolerance:.0e}"],
+            ["decided alike", f"{self.top1_agreement:.2%}"],
+            *([["sets equal", f"{self.sets_alike:.2%}"]] if self.sets_alike is not None else []),
+            ["computed in", self.arithmetic],
+            ["result", "passed" if self.passed else "failed"],
+        ]
+
     def headline(self) -> str:
         """The figures in words."""
         return (
@@ -112,7 +130,7 @@ def verify(
     num_images: int = DEFAULT_NUM_IMAGES,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Verification:
+) -> Verification | DenseVerification:
     """Compare two models on real images: runs, artefacts, exports or bundles, in any runtime.
 
     Args:
@@ -120,7 +138,7 @@ def verify(
         b: the model to check.
         images: images, files or folders of them; by default the held-out images of the run that ``a`` or ``b`` comes
             from.
-        batches: images at a time; each image is compared at each size.
+        batches: images at a time; each image is compared at each size. Detectors and segmenters look at one.
         tolerance: largest difference of the logits relative to max(1, largest logit); by default that of the precision.
         num_images: the most to compare; a larger set is sampled, the same images each time.
         device: where both run, unless they are opened already.
@@ -131,6 +149,26 @@ def verify(
         ConfigError: no images given, and no run says where its are; an invalid tolerance or batch size.
         DataError: an image that cannot be read, by name.
     """
+    if isinstance(a, str | Path) and isinstance(b, str | Path) and read_named_card(a).task in DENSE:
+        check_tolerance(tolerance)
+        return verify_dense(a, b, images, tolerance=tolerance, num_images=num_images, device=device, progress=progress)
+    return verify_classifiers(
+        a, b, images, batches=batches, tolerance=tolerance, num_images=num_images, device=device, progress=progress
+    )
+
+
+def verify_classifiers(
+    a: str | Path | Predictor,
+    b: str | Path | Predictor,
+    images: Sequence[ImageSource] | str | Path | None = None,
+    *,
+    batches: Sequence[int] = BATCHES,
+    tolerance: float | None = None,
+    num_images: int = DEFAULT_NUM_IMAGES,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare two classifiers; see ``verify``."""
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches {list(batches)}: expected sizes of 1 and more")
     check_tolerance(tolerance)

@@ -149,7 +149,7 @@ class DetectionTask(DenseTask):
 
     def evaluated(
         self,
-        network: nn.Module,
+        network: Any,
         classes: list[str],
         loader: Any,
         device: torch.device,
@@ -158,16 +158,16 @@ class DetectionTask(DenseTask):
         **how: Any,
     ) -> DetectionEvaluation:
         """Find objects in a loader's images, and count."""
-        detector, samples = _detector(network), loader.dataset.samples
+        samples = loader.dataset.samples
         own: dict[int, Detections] = {}
         for image, target, place in each_seen(loader, processes, progress):
-            own[int(place)] = find(detector, image.to(device), target["scale"], target["original_size"])
+            own[int(place)] = find(network, image.to(device), target["scale"], target["original_size"])
         found = merged(processes.gather(own))
-        boxes = coco_figures(samples, found, detector.num_classes, "boxes")
+        boxes = coco_figures(samples, found, network.num_classes, "boxes")
         annotated = any(sample.has_mask.any() for sample in samples)
         masks = None
-        if detector.has_masks and annotated:
-            masks = coco_figures(samples, found, detector.num_classes, "masks")
+        if network.has_masks and annotated:
+            masks = coco_figures(samples, found, network.num_classes, "masks")
         return DetectionEvaluation(classes=classes, split="", boxes=boxes, masks=masks, found=found, samples=samples)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from cmtvision.artefact.card import Card
 from cmtvision.artefact.dense import MIN_SCORE, DetectionPredictor, SegmentationPredictor, open_model
 from cmtvision.artefact.detections import Detections
-from cmtvision.artefact.run.data import check_local
+from cmtvision.artefact.run.data import check_local, read_annotated_as_the_run
 from cmtvision.artefact.run.names import REPORT_FILE
 from cmtvision.artefact.run.read import RunFolder, read_run
 from cmtvision.data import DetectionSample, SegmentationSample, open_image
@@ -32,7 +32,6 @@ from cmtvision.report.folder_facts import duration
 from cmtvision.report.html import render
 from cmtvision.report.pictures import address
 from cmtvision.segmentation.metrics import confusion_counts
-from cmtvision.segmentation.task import SEGMENTATION
 
 PICTURES = 6
 _LOOKED_AT = 200  # images of a segmentation run that are looked at for the worst
@@ -200,7 +199,7 @@ def _as_found(sample: DetectionSample) -> Detections:
 
 def _worst_maps(run: RunFolder, predictor: SegmentationPredictor, data: str | Path) -> list[Pictured]:
     """Of some held-out images those with the largest share of wrong pixels."""
-    index = SEGMENTATION.index_of(run.folder, data, predictor)
+    index = read_annotated_as_the_run(run.folder, data, predictor.card)
     samples, _ = part_of(index, "val")
     chosen: list[SegmentationSample] = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
     judged = []

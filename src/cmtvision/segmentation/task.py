@@ -21,7 +21,6 @@ from cmtvision.engine.plan import RunPlan
 from cmtvision.engine.task import Judged, Objective, Place
 from cmtvision.errors import ConfigError
 from cmtvision.models.dense import is_segmenter
-from cmtvision.models.segmenters import Segmenter
 from cmtvision.recipe import DataSection, Recipe
 from cmtvision.segmentation.metrics import SegmentationCounts, SegmentationFigures, count, figures, no_counts
 
@@ -140,7 +139,7 @@ class SegmentationTask(DenseTask):
 
     def evaluated(
         self,
-        network: nn.Module,
+        network: Any,
         classes: list[str],
         loader: Any,
         device: torch.device,
@@ -154,7 +153,6 @@ class SegmentationTask(DenseTask):
             network, classes, loader, device, processes, progress: as of ``DenseTask.evaluated``.
             how: ``window``, see ``cmtvision.artefact.dense.class_map``.
         """
-        assert isinstance(network, Segmenter)
         own = no_counts(network.num_classes)
         for image, target, _ in each_seen(loader, processes, progress):
             found = class_map(network, image.to(device), target["original_size"], **how)

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmtvision.artefact.card import model_folder
+from cmtvision.artefact.card import Card, model_folder
 from cmtvision.artefact.run.names import RECIPE_FILE, RUN_FILE, SPLIT_FILE
 from cmtvision.data import DatasetIndex, read_dataset
+from cmtvision.data.annotations import AnnotationIndex, read_detection, read_segmentation
+from cmtvision.data.annotations.splits import take_annotated_split
 from cmtvision.data.listing.split_file import take_split
 from cmtvision.data.sources.tables import is_table
 from cmtvision.data.sources.words import absolute, is_remote, source_text
@@ -92,6 +94,26 @@ def read_run_data(folder: str | Path, *, multi_label: bool = False, verify: bool
         return None
     check_local(data)
     return read_as_the_run(folder, data, multi_label=multi_label, verify=verify)
+
+
+def read_annotated_as_the_run(
+    folder: str | Path, data: str | Path, card: Card, *, verify: bool = True
+) -> AnnotationIndex[Any]:
+    """Annotated images with the classes of a detector or segmenter, a run's own ones in the parts that it had them in.
+
+    Args:
+        folder: a run folder or an export of one, or a file in it.
+        data: the images, see ``cmtvision.data.annotations``.
+        card: the model's.
+        verify: decode every image.
+
+    Raises:
+        DataError: the data cannot be used, or the run's split cannot be read.
+    """
+    read: Any = read_detection if card.task == "detection" else read_segmentation
+    index: AnnotationIndex[Any] = read(data, val_fraction=0, classes=card.classes, verify=verify)
+    split = model_folder(folder) / SPLIT_FILE
+    return take_annotated_split(index, split, card.data_fingerprint) if split.is_file() else index
 
 
 def check_local(data: str) -> None:

@@ -24,29 +24,10 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, folder: Path, card: Card, device: str, threads: int | None) -> None:
-        onnxruntime = import_onnxruntime(str(folder))
         assert card.export is not None
         path = folder / card.export.file
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads or default_threads()
-        options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
-        options.enable_cpu_mem_arena = False  # it only grows: 350 MB held after a batch of 16 that needs 180, no faster
-        options.add_session_config_entry(*EXACT_INT8)
-        options.log_severity_level = 3
-        cuda = _wants_cuda(device, onnxruntime.get_available_providers())
-        number = int(device.partition(":")[2] or 0)
-        providers: list[Any] = [(CUDA_PROVIDER, {"device_id": number})] if cuda else []
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, [*providers, "CPUExecutionProvider"])
-        except Exception as error:  # each kind of fault has a class of its own, and all derive from Exception only
-            raise CheckpointError(f"{path}: ONNX Runtime cannot open it ({first_line(error)})") from error
-        if cuda and device != "auto" and CUDA_PROVIDER not in self.session.get_providers():
-            raise ConfigError(
-                f"device {device!r}: ONNX Runtime cannot start its CUDA provider; install CUDA, or use cpu"
-            )
+        self.session, self.device = open_session(path, device, threads)
         self.precision: str = card.export.precision
-        self.device = f"cuda:{number}" if CUDA_PROVIDER in self.session.get_providers() else "cpu"
         # in a bf16 file the weights alone are bf16; the CPU's kernels of fp16 files convert to fp32 and back
         self.arithmetic = arithmetic_of(self.precision, ("int8",) if self.device == "cpu" else ("int8", "fp16"))
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
@@ -60,6 +41,33 @@ class OnnxRuntime:
         (logits,) = self.session.run([self._output], {self._input: batch})
         found: Logits = logits
         return found
+
+
+def open_session(path: Path, device: str = "auto", threads: int | None = None) -> tuple[Any, str]:
+    """ONNX Runtime's session of a file, and the device that it runs on; arguments as for ``open_runtime``.
+
+    Raises:
+        CheckpointError: a file that it cannot open.
+        ConfigError: it is not installed, or the device is not there.
+    """
+    onnxruntime = import_onnxruntime(str(path.parent))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads or default_threads()
+    options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
+    options.enable_cpu_mem_arena = False  # it only grows: 350 MB held after a batch of 16 that needs 180, no faster
+    options.add_session_config_entry(*EXACT_INT8)
+    options.log_severity_level = 3
+    cuda = _wants_cuda(device, onnxruntime.get_available_providers())
+    number = int(device.partition(":")[2] or 0)
+    providers: list[Any] = [(CUDA_PROVIDER, {"device_id": number})] if cuda else []
+    try:
+        session = onnxruntime.InferenceSession(path, options, [*providers, "CPUExecutionProvider"])
+    except Exception as error:  # each kind of fault has a class of its own, and all derive from Exception only
+        raise CheckpointError(f"{path}: ONNX Runtime cannot open it ({first_line(error)})") from error
+    if cuda and device != "auto" and CUDA_PROVIDER not in session.get_providers():
+        raise ConfigError(f"device {device!r}: ONNX Runtime cannot start its CUDA provider; install CUDA, or use cpu")
+    return session, f"cuda:{number}" if CUDA_PROVIDER in session.get_providers() else "cpu"
 
 
 def import_onnxruntime(who: str = "an ONNX model") -> Any:

@@ -49,10 +49,9 @@ def predict(
 ) -> None:
     """Find objects in images; a bad image is named on stderr, the others continue, and the exit code is 2."""
     from cmtvision.artefact.dense import DetectionPredictor
-    from cmtvision.artefact.files import read_artefact
     from cmtvision.report.drawn import with_boxes
 
-    predictor = DetectionPredictor(read_artefact(run), device)
+    predictor = DetectionPredictor.open(run, device)
 
     def answer(picture: "Image.Image") -> dense.Answer:
         found = predictor.predict(picture, min_score)[0]

@@ -53,10 +53,9 @@ def predict(
     import numpy as np
 
     from cmtvision.artefact.dense import SegmentationPredictor
-    from cmtvision.artefact.files import read_artefact
     from cmtvision.report.drawn import with_classes
 
-    predictor = SegmentationPredictor(read_artefact(run), device)
+    predictor = SegmentationPredictor.open(run, device)
 
     def answer(picture: "Image.Image") -> dense.Answer:
         found = predictor.predict(picture, window)[0]

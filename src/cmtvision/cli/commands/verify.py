@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from cmtvision.deploy import Verification
+    from cmtvision.deploy.verifying_dense import DenseVerification
 
 
 def verify(  # typer reads options from the signature
@@ -46,21 +47,9 @@ def verify(  # typer reads options from the signature
         raise typer.Exit(FAILED)
 
 
-def _show(found: "Verification") -> None:
+def _show(found: "Verification | DenseVerification") -> None:
     from cmtvision.cli import output
 
-    rows = [
-        ["images", str(found.num_images)],
-        ["batches", ", ".join(map(str, found.batches))],
-        ["largest logit", f"{found.scale:.4g}"],
-        ["largest difference", f"{found.max_difference:.3g}"],
-        ["relative", f"{found.relative:.2e}"],
-        ["allowed", f"{found.tolerance:.0e}"],
-        ["decided alike", f"{found.top1_agreement:.2%}"],
-        *([["sets equal", f"{found.sets_alike:.2%}"]] if found.sets_alike is not None else []),
-        ["computed in", found.arithmetic],
-        ["result", "passed" if found.passed else "failed"],
-    ]
-    output.table(["", ""], rows)
+    output.table(["", ""], found.rows())
     for reason in found.reasons:
         output.result(f"differs: {reason}")

@@ -13,11 +13,18 @@ from typing import Any, get_args
 import torch
 
 from cmtvision.artefact import Artefact, Card, Predictor, load, write_export_card
-from cmtvision.artefact.card import RuntimeName
+from cmtvision.artefact.card import DENSE, RuntimeName
 from cmtvision.artefact.files import versions
 from cmtvision.artefact.run.names import EXPORTS_FOLDER
 from cmtvision.artefact.runtimes.onnx import import_onnxruntime
 from cmtvision.data import ImageSource
+from cmtvision.deploy.exporting.dense import (
+    check_dense_options,
+    check_dense_size,
+    size_for,
+    verified_dense,
+    write_dense,
+)
 from cmtvision.deploy.exporting.network import Precision, network_to_export
 from cmtvision.deploy.exporting.onnx_file import check_opset, require_onnx, write_onnx
 from cmtvision.deploy.exporting.openvino_file import require_openvino, write_openvino
@@ -25,7 +32,8 @@ from cmtvision.deploy.exporting.subject import as_size, open_subject, resized, s
 from cmtvision.deploy.exporting.torch_file import require_compiler, write_torch
 from cmtvision.deploy.new_folder import copy_run_files, new_folder, refuse_existing
 from cmtvision.deploy.sample_images import DEFAULT_NUM_IMAGES, choose, find_images, of_the_run
-from cmtvision.deploy.verifying import BATCHES, Verification, check_tolerance, verify
+from cmtvision.deploy.verifying import BATCHES, Verification, check_tolerance, verify_classifiers
+from cmtvision.deploy.verifying_dense import DenseVerification
 from cmtvision.errors import CheckpointError, ConfigError, ExportError
 from cmtvision.machine import instruction_sets
 
@@ -44,7 +52,7 @@ class Exported:
 
     folder: Path
     card: Card
-    verification: Verification
+    verification: Verification | DenseVerification
 
     @property
     def num_bytes(self) -> int:
@@ -87,7 +95,8 @@ def export(
         source: a run folder, an artefact's folder, or an artefact.
         to: 'onnx', 'openvino' or 'torch' (a .pt2 of torch.export).
         out: folder to write; by default RUN/exports/<runtime>-<precision>-<size>.
-        img_size: side in pixels, or (height, width); by default the model's. Position biases are resampled once.
+        img_size: side in pixels, or (height, width); by default the model's, of a detector or segmenter the smallest
+            that every image it is verified on fits into. Position biases are resampled once.
         precision: 'fp32', 'fp16' or 'bf16'; its meaning for each runtime is described in that runtime's module here.
         opset: of ONNX, 18 by default.
         preprocess_inside: take uint8 pixels (B, H, W, C) after resize and crop, with scale, normalisation and layout in
@@ -107,16 +116,27 @@ def export(
     _check_options(to, precision, opset, compiled)
     check_tolerance(tolerance)
     artefact, run = open_subject(source)
-    size = as_size(img_size, artefact.preprocess.size)
     if out is None and run is None:
         raise ConfigError("an artefact without a folder: say where to write (out)")
+    dense = artefact.task in DENSE
+    if dense:
+        check_dense_options(artefact, to, precision, pixels=preprocess_inside, compiled=compiled)
+        chosen = _images(images, run, num_images)
+        size = as_size(img_size, (0, 0)) if img_size is not None else size_for(artefact, chosen)
+        check_dense_size(size)
+    else:
+        size = as_size(img_size, artefact.preprocess.size)
     target = Path(out) if out is not None else default_folder(run or "", to, precision, size, preprocess_inside)
     refuse_existing(target, overwrite)
-    chosen = _images(images, run, num_images, multi_label=artefact.task == "multi-label")
-    artefact = resized(artefact, size)
+    if not dense:
+        chosen = _images(images, run, num_images, multi_label=artefact.task == "multi-label")
+        artefact = resized(artefact, size)
     with new_folder(target, overwrite) as folder:
-        network, example = network_to_export(artefact.model, to, artefact.preprocess, precision, preprocess_inside)
-        files = _write_files(network, example, folder, to, precision, opset, compiled, artefact)
+        if dense:
+            files = write_dense(artefact, folder, size, opset, _metadata(artefact, precision))
+        else:
+            network, example = network_to_export(artefact.model, to, artefact.preprocess, precision, preprocess_inside)
+            files = _write_files(network, example, folder, to, precision, opset, compiled, artefact)
         block: dict[str, Any] = {
             "runtime": to,
             "file": files[0],
@@ -155,7 +175,7 @@ def _check_options(to: str, precision: str, opset: int | None, compiled: bool) -
 
 
 def _images(
-    images: Sequence[ImageSource] | str | Path | None, run: Path | None, count: int, multi_label: bool
+    images: Sequence[ImageSource] | str | Path | None, run: Path | None, count: int, multi_label: bool = False
 ) -> list[ImageSource]:
     if images is not None:
         return choose(find_images(images), count)
@@ -177,12 +197,7 @@ def _write_files(
     artefact: Artefact,
 ) -> list[str]:
     """Write the runtime's files into a folder. Returns their names, the one to open first."""
-    metadata = {
-        "architecture": artefact.architecture,
-        "precision": precision,
-        "cmtvision": str(versions()["cmtvision"]),
-        "torch": torch.__version__,
-    }
+    metadata = _metadata(artefact, precision)
     if to == "onnx":
         return write_onnx(network, example, folder, opset, stored_bf16=precision == "bf16", metadata=metadata)
     if to == "openvino":
@@ -190,16 +205,27 @@ def _write_files(
     return write_torch(network, example, folder, compiled)
 
 
+def _metadata(artefact: Artefact, precision: str) -> dict[str, str]:
+    return {
+        "architecture": artefact.architecture,
+        "precision": precision,
+        "cmtvision": str(versions()["cmtvision"]),
+        "torch": torch.__version__,
+    }
+
+
 def _verified(
     artefact: Artefact, folder: Path, images: list[ImageSource], tolerance: float | None, progress: Progress | None
-) -> Verification:
+) -> Verification | DenseVerification:
     """Compare what was written with the model, as it will be opened. Raises ExportError where they differ."""
+    if artefact.task in DENSE:
+        return verified_dense(artefact, folder, images, tolerance, progress)
     try:
         opened = load(folder, "cpu")
     except CheckpointError as error:
         reason = str(error).replace(f"{folder}/", "")
         raise ExportError(f"the export cannot be opened: {reason}; nothing was kept") from error
-    found = verify(
+    found = verify_classifiers(
         Predictor(artefact, "cpu"),
         opened,
         images,

@@ -7,6 +7,7 @@ them: half the file, the speed of fp32.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +37,18 @@ def write_onnx(
     opset: int | None = None,
     stored_bf16: bool = False,
     metadata: dict[str, str] | None = None,
+    outputs: Sequence[str] = (OUTPUT,),
 ) -> list[str]:
     """Write model.onnx into a folder.
 
     Args:
         network: what to trace, in eval mode.
-        example: an input of the right shape, with a batch of 2.
+        example: an input of the right shape, with a batch of 2; of a batch of 1 the graph takes one image.
         folder: where to.
         opset: 18 by default.
         stored_bf16: keep the weights as bfloat16, and convert them to float32 when the graph is loaded.
         metadata: properties of the file.
+        outputs: names of what the network gives.
 
     Returns:
         The names of the files.
@@ -56,13 +59,14 @@ def write_onnx(
     """
     onnx = require_onnx()
     opset = check_opset(opset)
-    model = _trace(network, example, opset)
+    model = _trace(network, example, opset, outputs)
     _strip(model)
     if stored_bf16:
         _store_as_bf16(model)
     onnx.helper.set_model_props(model, metadata or {})
     model.producer_name, model.producer_version = "cmtvision", (metadata or {}).get("cmtvision", "")
-    _check_shape(model, example)
+    if len(example) > 1:
+        _check_shape(model, example)
     large = sum(value.numel() * value.element_size() for value in network.state_dict().values()) > EXTERNAL_BYTES
     path = folder / ONNX_FILE
     if large:
@@ -123,8 +127,8 @@ def _highest_opset() -> int:
     return LOWEST_OPSET
 
 
-def _trace(network: nn.Module, example: torch.Tensor, opset: int) -> "ModelProto":
-    batch = torch.export.Dim("batch", min=1)
+def _trace(network: nn.Module, example: torch.Tensor, opset: int, outputs: Sequence[str]) -> "ModelProto":
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if len(example) > 1 else None
     with warnings.catch_warnings():
         # the exporter and the packages under it warn about their own insides, which no caller can change
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -137,8 +141,8 @@ def _trace(network: nn.Module, example: torch.Tensor, opset: int) -> "ModelProto
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: batch},),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
                 verbose=False,
             )
         except Exception as error:  # whatever a network leads the tracer and its converters to

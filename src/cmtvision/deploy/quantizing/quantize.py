@@ -28,7 +28,7 @@ from cmtvision.deploy.new_folder import copy_run_files, new_folder, refuse_exist
 from cmtvision.deploy.quantizing.calibration import Photos, Progress, read_photos
 from cmtvision.deploy.quantizing.quantized import Accuracy, Candidate, Layer, Quantized, Rest, group_rows
 from cmtvision.deploy.quantizing.search import MIN_WEIGHTS, Backend, Search
-from cmtvision.deploy.verifying import BATCHES, Verification, verify
+from cmtvision.deploy.verifying import BATCHES, Verification, verify_classifiers
 from cmtvision.errors import CheckpointError, CmtvisionError, ConfigError, ExportError, one_line
 from cmtvision.files import write_text
 from cmtvision.trust.block import TrustBlock
@@ -266,7 +266,7 @@ def _verified(artefact: Artefact, opened: Predictor, held_out: Photos, any_accur
             accepted.
     """
     images = held_out.images(_VERIFIED)
-    found = verify(Predictor(artefact, "cpu"), opened, images, batches=BATCHES, num_images=len(images))
+    found = verify_classifiers(Predictor(artefact, "cpu"), opened, images, batches=BATCHES, num_images=len(images))
     far = found.relative > (math.inf if any_accuracy else found.tolerance)
     if far or not math.isfinite(found.max_difference):
         raise ExportError(f"the 8-bit export differs from the model: {'; '.join(found.reasons)}; nothing was kept")

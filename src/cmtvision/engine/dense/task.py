@@ -12,14 +12,12 @@ from torch.utils.data import DataLoader
 
 from cmtvision.artefact import Artefact
 from cmtvision.artefact.card import Task as Kind
-from cmtvision.artefact.card import model_folder
 from cmtvision.artefact.dense import DetectionPredictor, SegmentationPredictor
-from cmtvision.artefact.files import read_artefact
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.artefact.run.names import SPLIT_FILE
+from cmtvision.artefact.run.data import read_annotated_as_the_run
 from cmtvision.data import DatasetIndex, EpochSampler, Skipped
 from cmtvision.data.annotations.samples import AnnotationIndex
-from cmtvision.data.annotations.splits import as_in, images_of, take_annotated_split
+from cmtvision.data.annotations.splits import as_in, images_of
 from cmtvision.data.training.dense_augment import DenseAugment, DenseTransform
 from cmtvision.data.whole_image import WholeImage
 from cmtvision.engine.build import BuiltModel
@@ -131,7 +129,7 @@ class DenseTask(ABC):
     @abstractmethod
     def evaluated(
         self,
-        network: nn.Module,
+        network: Any,
         classes: list[str],
         loader: Any,
         device: torch.device,
@@ -240,7 +238,7 @@ class DenseTask(ABC):
         """Measure a trained network; with several processes (torchrun, SLURM) each image is seen by one.
 
         Args:
-            model: its run folder.
+            model: its run folder, or an export.
             data: annotated images (see ``cmtvision.data.annotations``). A run's own images are in the parts that the
                 run had them in, wherever they are now.
             split: 'val', 'train', 'test' or 'all'.
@@ -255,29 +253,15 @@ class DenseTask(ABC):
         """
         with join_processes(pick_device(device)) as processes:
             place = processes.device(pick_device(device))
-            predictor = self.predictor(read_artefact(model_folder(model)), place)
-            index = processes.first(lambda: self.index_of(model, data, predictor))
+            predictor = self.predictor.open(model, place)
+            index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
             samples, chosen = part_of(index, split)
             loader = self.eval_loader(samples, predictor.inputs, DataSection(workers=workers), processes)
-            with eval_mode(predictor.network):
-                found = self.evaluated(
-                    predictor.network, predictor.classes, loader, predictor.device, processes, progress, **how
-                )
+            found = self.evaluated(
+                predictor.network, predictor.classes, loader, predictor.device, processes, progress, **how
+            )
             notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
             return replace(found, split=chosen, skipped=index.skipped, notes=notes)
-
-    def index_of(
-        self, model: str | Path, data: str | Path, predictor: DetectionPredictor | SegmentationPredictor
-    ) -> AnnotationIndex[Any]:
-        """The images with the classes of a trained network; a run's own ones in the parts that the run had them in.
-
-        Raises:
-            DataError: the data cannot be used, or the run's split cannot be read.
-        """
-        index: AnnotationIndex[Any] = type(self).annotated(data, val_fraction=0, classes=predictor.classes)
-        split = model_folder(model) / SPLIT_FILE
-        fingerprint = str(predictor.card.provenance.get("data_fingerprint", ""))
-        return take_annotated_split(index, split, fingerprint) if split.is_file() else index
 
 
 def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
