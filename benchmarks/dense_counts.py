@@ -18,7 +18,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import OrderedDict
 from typing import Any
 
 import timm
@@ -27,13 +26,13 @@ from record import write_record
 from torch import nn
 
 from cmtvision.models.analysis.count import count
+from cmtvision.models.analysis.dense_products import BOXES, MASKS, Products
 from cmtvision.models.cmt import position
 from cmtvision.models.detectors import Detector, detector_by_name
 
 CLASSES = 80  # of COCO
 HEIGHT, WIDTH = 800, 1280
 PAPER_GFLOPS = {"cmt_s_retinanet": 231, "cmt_s_maskrcnn": 249}
-BOXES, MASKS = 1000, 100
 GIGA = 1e9
 BIAS = {True: "whole", False: "as it is"}
 RUN = """
@@ -66,36 +65,6 @@ seconds = time.process_time() - begun
 # not getrusage: a child's maximum there begins at its parent's
 print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024, seconds)
 """
-
-
-class Products(nn.Module):
-    """A detector without what has no products (anchors, choices among boxes): image -> the outputs of its heads."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        network: Any = detector.network
-        self.places = network.backbone.places
-        self.body, self.fpn = network.backbone.body, network.backbone.fpn
-        if detector.kind in ("retinanet", "fcos"):
-            self.head = network.head
-        else:
-            self.rpn_head = network.rpn.head
-            self.box = nn.Sequential(network.roi_heads.box_head, network.roi_heads.box_predictor)
-            self.mask = None
-            if detector.has_masks:
-                self.mask = nn.Sequential(network.roi_heads.mask_head, network.roi_heads.mask_predictor)
-
-    def forward(self, x: torch.Tensor) -> None:
-        maps = self.body(x)
-        features = list(self.fpn(OrderedDict((str(i), maps[place]) for i, place in enumerate(self.places))).values())
-        if hasattr(self, "head"):
-            self.head(features)
-            return
-        self.rpn_head(features)
-        width = features[0].shape[1]
-        self.box(x.new_empty(BOXES, width, 7, 7))
-        if self.mask is not None:
-            self.mask(x.new_empty(MASKS, width, 14, 14))
 
 
 def counted(name: str) -> dict[str, Any]:

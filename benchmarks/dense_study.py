@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dense_counts import Products
 from record import cmtvision, write_record
 
 from cmtvision.detection.task import DETECTION
 from cmtvision.engine.dense.build import build_dense
 from cmtvision.engine.fit import fit
 from cmtvision.models.analysis.count import count
+from cmtvision.models.analysis.dense_products import countable
 from cmtvision.models.detectors import Detector
 from cmtvision.recipe import Recipe, dump_recipe, load_recipe
 from cmtvision.segmentation.task import SEGMENTATION
@@ -99,7 +99,7 @@ def cost(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     assert recipe.scene is not None
     model = build_dense(recipe, num_classes, resume=True).model.eval()
     shape = (recipe.model.in_chans, *recipe.scene.size)
-    rows = count(Products(model) if isinstance(model, Detector) else model, shape)
+    rows = count(countable(model), shape)
     backbone = count(model.network.backbone.body if isinstance(model, Detector) else model.network.encoder, shape)
     return {
         "parameters": sum(row.parameters for row in rows),

@@ -28,6 +28,8 @@ FORMAT_VERSIONS: dict[Task, int] = {"single-label": 1, "multi-label": 2, "detect
 EXPORT_FORMAT = 3
 DENSE: tuple[Task, ...] = ("detection", "segmentation")
 """Tasks that are about places in an image, which is therefore prepared whole."""
+USUAL_SIDE, DENSE_STRIDE = 512, 32
+"""Of an input where images keep their size; what the sides of every input are padded to multiples of."""
 SUFFIXES: dict[RuntimeName, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CARD_FILE = "model.json"
 MAX_CARD_BYTES = 10_000_000
@@ -140,6 +142,24 @@ class Card:
     def data_fingerprint(self) -> str:
         """Of the data that it was trained on; '' where the card does not say."""
         return str(self.provenance.get("data_fingerprint", ""))
+
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of an input: of an export and a classifier the only one, else that of a square."""
+        if self.task not in DENSE or self.export is not None:
+            return self.preprocess.size
+        side = -(-(self.sides[0] or USUAL_SIDE) // DENSE_STRIDE) * DENSE_STRIDE
+        return side, side
+
+    @property
+    def command(self) -> str:
+        """What a person types before ``predict``: 'cmtvision', of a detector 'cmtvision detect'."""
+        return {"detection": "cmtvision detect", "segmentation": "cmtvision segment"}.get(self.task, "cmtvision")
+
+    def check_classifier(self, where: object) -> None:
+        """Raise CheckpointError for a detector or segmenter."""
+        if self.task in DENSE:
+            raise CheckpointError(f"{where}: a model for {self.task}, not a classifier; use `{self.command}` with it")
 
     @property
     def temperature(self) -> float:

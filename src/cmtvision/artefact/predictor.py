@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cmtvision.artefact.card import CARD_FILE, DENSE, Card, Task, model_folder
+from cmtvision.artefact.card import CARD_FILE, Card, Task, model_folder
 from cmtvision.artefact.features import read_features
 from cmtvision.artefact.files import MODEL_FILE, Artefact, artefact_of
 from cmtvision.artefact.pixels import PixelInput
@@ -259,9 +259,7 @@ def load_card(
     card: Card, folder: Path, device: str = "auto", threads: int | None = None, streams: int | None = None
 ) -> Predictor:
     """Open the model in a folder whose card has been read. Raises as ``load`` does."""
-    if card.task in DENSE:
-        command = "detect" if card.task == "detection" else "segment"
-        raise CheckpointError(f"{folder}: a model for {card.task}, not a classifier; use `cmtvision {command}` with it")
+    card.check_classifier(folder)
     if card.export is None:
         check_options(card, threads, streams)
         set_threads(threads)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cmtvision.artefact import Artefact, read_artefact
 from cmtvision.bench.runtimes import EXPORTS
-from cmtvision.bench.target import Target
+from cmtvision.bench.target import ImgSize, Target
 from cmtvision.data import Preprocess
 from cmtvision.data.idx import read_idx
 from cmtvision.errors import one_line
@@ -48,7 +48,7 @@ def make_exports(
                 artefact_of(wanted),
                 cast(RuntimeName, wanted.runtime),
                 out,
-                img_size=wanted.img_size if wanted.folder else None,
+                img_size=_size(wanted),
                 precision=cast(Precision, wanted.precision),
                 images=photos,
             )
@@ -64,6 +64,13 @@ def make_exports(
             failures[target] = outcome
         filled.append(replace(target, file=outcome) if isinstance(outcome, Path) else target)
     return filled, failures
+
+
+def _size(target: Target) -> ImgSize:
+    """Of an export: as given, of a detector or segmenter the usual one, else the run's own."""
+    if target.card is None or target.img_size is not None:
+        return target.img_size if target.folder else None
+    return target.card.usual_size if target.is_dense else None
 
 
 def _key(target: Target) -> Target:

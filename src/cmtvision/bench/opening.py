@@ -62,11 +62,20 @@ def _open_export(
     target: Target, file: Path, device: str, input_size: tuple[int, int, int]
 ) -> tuple[Opened, str | None]:
     from cmtvision.artefact.card import Card
+    from cmtvision.artefact.dense_graphs import open_graph
     from cmtvision.artefact.runtimes.base import in_words
     from cmtvision.artefact.runtimes.open import open_runtime
 
     card = Card.read(file)
     channels, height, width = input_size
+    if target.is_dense:
+        graph = open_graph(file, card, device, target.threads)
+
+        def of_graph(batch: int) -> Pass:
+            looked_at = images_like(input_size, batch)
+            return lambda: graph(looked_at)
+
+        return of_graph, None
     run = open_runtime(file, card, device=device, threads=target.threads)
 
     def opened(batch: int) -> Pass:
@@ -104,7 +113,7 @@ def _open_network(target: Target, device: str, input_size: tuple[int, int, int])
 
 
 def _passes(
-    run: Callable[[torch.Tensor], torch.Tensor],
+    run: Callable[[torch.Tensor], Any],
     device: str,
     input_size: Sequence[int],
     layout: torch.memory_format,
@@ -114,9 +123,10 @@ def _passes(
     def opened(batch: int) -> Pass:
         images = images_like(input_size, batch).to(device).contiguous(memory_format=layout)
 
-        def forward() -> torch.Tensor:
+        def forward() -> Any:
             with torch.inference_mode(), torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=autocast):
-                return run(images if dtype is None else images.to(dtype)).float()
+                found = run(images if dtype is None else images.to(dtype))
+                return found.float() if isinstance(found, torch.Tensor) else found  # a detector's are boxes
 
         return forward
 

@@ -23,6 +23,8 @@ RUNTIMES = (*IN_PYTORCH, *EXPORTS)
 ON_CPU = ("onnx", "openvino")
 """Runtimes that are taken by default only on a CPU."""
 DEFAULT_RUNTIMES = ("eager", "fused", "torch", "onnx", "openvino")
+OF_DENSE = ("eager", "onnx")
+"""Of detectors and segmenters, in fp32."""
 PRECISIONS = ("fp32", "bf16", "fp16", "amp")
 """Of names and runs; an int8 network is an export, made by ``cmtvision quantize``."""
 
@@ -73,6 +75,10 @@ def _ways(
             )
         yield from (replace(target, threads=count) for count in threads)
         return
+    if target.is_dense:
+        runtimes, precisions = [name for name in runtimes if name in OF_DENSE], ["fp32"]
+        if not runtimes:
+            raise ConfigError(f"--runtime: {target.name} finds places in images; it runs in {' or '.join(OF_DENSE)}")
     for count in threads:
         for precision in sorted(set(precisions), key=PRECISIONS.index):
             for runtime in sorted(set(runtimes), key=RUNTIMES.index):

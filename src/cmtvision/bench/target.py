@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import timm
+import torch
 from torch import nn
 
 from cmtvision.artefact import read_artefact
-from cmtvision.artefact.card import CARD_FILE, Card, model_folder
+from cmtvision.artefact.card import CARD_FILE, DENSE, Card, model_folder
 from cmtvision.artefact.files import MODEL_FILE, constructor_arguments
 from cmtvision.data.preprocess import MAX_EDGE
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.models import build_shapes_only, create_model, list_models
 from cmtvision.models.analysis.count import count, total
+from cmtvision.models.analysis.dense_products import countable
+from cmtvision.models.dense import create_dense
 from cmtvision.models.registry import check_name, has_fixed_size
 
 ImgSize: TypeAlias = int | tuple[int, int] | None  # side or (height, width) in pixels, None for the model's own
@@ -85,6 +88,11 @@ class Target:
     file: Path | None = None
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it is a detector or a segmenter."""
+        return self.card is not None and self.card.task in DENSE
+
+    @property
     def is_export(self) -> bool:
         """Whether the user named an export, whose runtime, precision and size are its own."""
         return self.card is not None and self.card.export is not None
@@ -111,7 +119,7 @@ class Target:
     def work(self) -> Work:
         """What one image costs on paper. Raises as ``build`` does."""
         model, input_size = self._shapes()
-        whole = total(count(model, input_size))
+        whole = total(count(countable(model), input_size))
         values = whole.parameters + sum(buffer.numel() for buffer in model.buffers())
         return Work(input_size, whole.parameters, values, whole.macs, whole.activations)
 
@@ -122,8 +130,12 @@ class Target:
         preprocess = self.card.preprocess
         if self.is_export:
             arguments = constructor_arguments(self.card)
+            if self.is_dense:
+                with torch.device("meta"):
+                    dense = create_dense(self.card.architecture, len(self.card.classes), **arguments).eval()
+                return dense, (preprocess.channels, *preprocess.size)
             return build_shapes_only(self.architecture, preprocess.size, len(self.card.classes), arguments)
-        return self.build().to("meta"), (preprocess.channels, *(_pair(self.img_size) or preprocess.size))
+        return self.build().to("meta"), (preprocess.channels, *(_pair(self.img_size) or self.card.usual_size))
 
 
 def _pair(size: ImgSize) -> tuple[int, int] | None:

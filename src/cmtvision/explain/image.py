@@ -188,6 +188,7 @@ def _open(model: str | os.PathLike[str], device: str) -> _Subject:
     is_recipe = path.suffix in (".yaml", ".yml")
     if not is_recipe and ((model_folder(path) / CARD_FILE).is_file() or path.is_dir() or "/" in word or "\\" in word):
         artefact = read_artefact(model_folder(path))
+        artefact.card.check_classifier(path)
         network = artefact.model.eval().to(device)
         return _Subject(
             network,

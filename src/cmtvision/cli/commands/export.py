@@ -151,4 +151,4 @@ def _show(done: "Exported", bundle: bool) -> None:
     if bundle:
         output.note(f"next: python {done.folder}/predict.py photo.jpg")
     else:
-        output.note(f"next: cmtvision predict {done.folder} PHOTO..., cmtvision bench {done.folder}")
+        output.note(f"next: {done.card.command} predict {done.folder} PHOTO..., cmtvision bench {done.folder}")

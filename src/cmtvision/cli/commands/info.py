@@ -19,6 +19,7 @@ def info(
     from cmtvision.errors import ConfigError
     from cmtvision.models import build_shapes_only
     from cmtvision.models.analysis.count import count, total
+    from cmtvision.models.analysis.dense_products import countable
 
     if is_run(model):
         from cmtvision.artefact import read_artefact
@@ -27,12 +28,12 @@ def info(
             raise ConfigError("--num-classes: a run's classes are those it was trained on; leave the option out")
         artefact = read_artefact(model)
         network, name = artefact.model, f"{artefact.architecture} of {model}, {len(artefact.classes)} classes"
-        height, width = (img_size, img_size) if img_size else artefact.preprocess.size
+        height, width = (img_size, img_size) if img_size else artefact.card.usual_size
         input_size = (artefact.preprocess.channels, height, width)
     else:
         network, input_size = build_shapes_only(model, img_size, num_classes)
         name = model
-    rows = count(network, input_size)
+    rows = count(countable(network), input_size)
     whole = total(rows)
     if json:
         from dataclasses import asdict

@@ -18,6 +18,7 @@ from cmtvision.artefact.card import CARD_FILE, Card
 from cmtvision.artefact.run.exports import BUNDLE_FILES, BUNDLE_FOLDERS, BUNDLE_PACKAGE, BUNDLE_SOURCES
 from cmtvision.artefact.runtimes.onnx import import_onnxruntime
 from cmtvision.deploy.exporting.export import Exported, export
+from cmtvision.deploy.exporting.subject import open_subject
 from cmtvision.deploy.new_folder import new_folder
 from cmtvision.errors import ConfigError
 
@@ -63,6 +64,7 @@ def export_bundle(
         As ``export`` and ``write_bundle`` do.
     """
     out = Path(out)
+    open_subject(source)[0].card.check_classifier(source)
     with new_folder(out, overwrite) as folder:
         exported = export(source, "onnx", folder / "export", **options)
         _fill(folder, exported.folder, _checked(exported.folder))
@@ -73,6 +75,7 @@ def export_bundle(
 def _checked(source: Path) -> Card:
     """The card of an export that can be bundled. Raises as ``write_bundle`` does."""
     card = Card.read(source)
+    card.check_classifier(source)
     if card.export is None or card.export.runtime != "onnx":
         found = "a PyTorch model" if card.export is None else f"an export for {card.export.runtime}"
         raise ConfigError(f"{source}: {found}; a bundle is made of an export for onnx (cmtvision export --to onnx)")

@@ -8,6 +8,8 @@ them: half the file, the speed of fp32.
 
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +131,8 @@ def _highest_opset() -> int:
 
 def _trace(network: nn.Module, example: torch.Tensor, opset: int, outputs: Sequence[str]) -> "ModelProto":
     shapes = ({0: torch.export.Dim("batch", min=1)},) if len(example) > 1 else None
-    with warnings.catch_warnings():
+    # of a network that it can trace in its second way only the exporter prints thousands of lines about the first
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
         # the exporter and the packages under it warn about their own insides, which no caller can change
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

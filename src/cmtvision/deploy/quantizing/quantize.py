@@ -102,6 +102,7 @@ def quantize(
     """
     _check_options(to, rest, calibration, num_images, max_drop, weight_only, batch_size)
     artefact, run = open_subject(source)
+    artefact.card.check_classifier(run or "the model")
     size = as_size(img_size, artefact.preprocess.size)
     artefact = resized(artefact, size)
     if out is None and run is None:
