@@ -40,6 +40,8 @@ class DetectionFigures:
         ap, ap50, ap75, ap_small, ap_medium, ap_large: average precision.
         ar1, ar10, ar100, ar_small, ar_medium, ar_large: average recall.
         ap_by_class: of each class, None for one without an object.
+        precision50, precision75: at IoU 0.50 and 0.75, the precision at the recalls 0, 0.01, ..., 1, the mean over
+            classes; empty where there is no object.
         num_images, num_objects: counted; groups (crowd) are not.
     """
 
@@ -57,6 +59,8 @@ class DetectionFigures:
     ar_medium: float | None
     ar_large: float | None
     ap_by_class: list[float | None]
+    precision50: list[float]
+    precision75: list[float]
     num_images: int
     num_objects: int
 
@@ -116,6 +120,8 @@ def coco_figures(
         ar_medium=_mean(recall[..., _MEDIUM, 2]),
         ar_large=_mean(recall[..., _LARGE, 2]),
         ap_by_class=[_mean(best[:, :, label, _ALL]) for label in range(num_classes)],
+        precision50=_curve(best[0, ..., _ALL]),
+        precision75=_curve(best[5, ..., _ALL]),
         num_images=len(samples),
         num_objects=num_objects,
     )
@@ -193,6 +199,12 @@ def _mean(values: npt.NDArray[np.floating]) -> float | None:
     """The mean of those that there are: -1 is COCO's mark of a class or size without an object."""
     known = values[values > -1]
     return float(known.mean()) if known.size else None
+
+
+def _curve(precision: npt.NDArray[np.floating]) -> list[float]:
+    """Precision (recall, class) as the mean over the classes that have an object."""
+    known = precision[:, (precision > -1).all(axis=0)]
+    return [round(float(value), 5) for value in known.mean(axis=1)] if known.size else []
 
 
 def _nothing(*_: object, **__: object) -> None:

@@ -26,8 +26,8 @@ from cmtvision.detection.task import DETECTION
 from cmtvision.engine.dense.task import part_of
 from cmtvision.errors import CheckpointError, DataError
 from cmtvision.files import write_text
-from cmtvision.report.drawn import with_boxes, with_classes
-from cmtvision.report.figures import curves
+from cmtvision.report.drawn import BACKGROUND, colour_of, with_boxes, with_classes
+from cmtvision.report.figures import Chart, curves, precision_recall
 from cmtvision.report.folder_facts import duration
 from cmtvision.report.html import render
 from cmtvision.report.pictures import address
@@ -96,17 +96,36 @@ def write_dense_report(run: str | Path, data: str | Path | None = None, device: 
         data_name=Path(content.data).name or "unknown data",
         duration=duration(content),
         charts=curves(content.metrics),
+        precision=_precision(evaluation),
         other_loss="",
         augmented=False,
         multi_label=False,
         headlines=_headlines(evaluation),
         tables=list(_tables(evaluation, card.classes)),
         pictured=pictured,
+        legend=_legend(card) if card.task == "segmentation" and pictured else [],
         notes=notes,
     )
     path = content.folder / REPORT_FILE
     write_text(path, page)
     return path
+
+
+def _precision(evaluation: dict[str, Any]) -> Chart | None:
+    """Precision over recall, of boxes; None where there is no object."""
+    boxes = evaluation.get("boxes")
+    if not isinstance(boxes, dict) or not boxes.get("precision50"):
+        return None
+    return precision_recall({"overlap of 50%": boxes["precision50"], "overlap of 75%": boxes["precision75"]})
+
+
+def _legend(card: Card) -> list[tuple[str, str]]:
+    """(class, its colour in CSS) of a segmenter; nothing is drawn over a background."""
+    return [
+        (name, "#{:02x}{:02x}{:02x}".format(*colour_of(place)))
+        for place, name in enumerate(card.classes)
+        if name != BACKGROUND
+    ]
 
 
 def _headlines(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
 """Pictures with what a network found in them: boxes with names, outlined masks, classes of pixels as colours.
 
-Colours are those of Okabe and Ito, which colour-blind people can tell apart, and repeat after eight classes; every box
-has its name, so that no reader depends on the colour.
+Colours are those of Okabe and Ito, which colour-blind people can tell apart; after eight classes they come again,
+lighter and then darker. Every box has its name, so that no reader depends on the colour.
 
 H W height and width of the picture in pixels.
 """
@@ -19,9 +19,18 @@ COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
     (160, 160, 160),
 )  # fmt: skip
+_TURNS = ((0, 0.0), (255, 0.5), (0, 0.45))  # lighter, darker: towards what, and how far
 BACKGROUND = "background"
 _OPACITY = 0.45  # of a colour over the picture
 _LEAST_SIDE = 480  # smaller pictures are enlarged, so that names can be read
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """The colour of a class, 0 to 255."""
+    base, turn = COLOURS[label % len(COLOURS)], label // len(COLOURS) % len(_TURNS)
+    towards, share = _TURNS[turn]
+    red, green, blue = (round(part + (towards - part) * share) for part in base)
+    return red, green, blue
 
 
 def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str], scores: bool = True) -> Image.Image:
@@ -31,12 +40,12 @@ def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str], 
     if found.masks is not None:
         for text, label in zip(reversed(found.masks), reversed(found.labels.tolist()), strict=True):
             mask = decode_counts(counts_from_text(text), *found.size)
-            drawn = _tinted(drawn, mask.repeat(factor, axis=0).repeat(factor, axis=1), COLOURS[label % len(COLOURS)])
+            drawn = _tinted(drawn, mask.repeat(factor, axis=0).repeat(factor, axis=1), colour_of(label))
     canvas = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(max(11, round(max(drawn.size) / 60)))
     width = max(2, round(max(drawn.size) / 400))
     for box, score, label in zip(found.boxes[::-1], found.scores[::-1], found.labels[::-1], strict=True):
-        colour = COLOURS[int(label) % len(COLOURS)]
+        colour = colour_of(int(label))
         left, top, right, bottom = (float(value) * factor for value in box)
         canvas.rectangle((left, top, right, bottom), outline=colour, width=width)
         text = classes[int(label)][:40] + (f" {score:.0%}" if scores else "")
@@ -49,7 +58,7 @@ def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str], 
 
 def with_classes(picture: Image.Image, classes: npt.NDArray[np.integer], names: Sequence[str] = ()) -> Image.Image:
     """A picture tinted by the class (H, W) of each pixel, but for one named background; small ones enlarged."""
-    palette = np.array([COLOURS[place % len(COLOURS)] for place in range(int(classes.max(initial=0)) + 1)], np.float32)
+    palette = np.array([colour_of(place) for place in range(int(classes.max(initial=0)) + 1)], np.float32)
     pixels = np.asarray(picture.convert("RGB"), np.float32)
     mixed = pixels * (1 - _OPACITY) + palette[classes] * _OPACITY
     plain = [place for place, name in enumerate(names) if name == BACKGROUND]

@@ -120,6 +120,29 @@ def _draw(title: str, drawn: list[tuple[Curve, list[float], list[float]]], prefi
     return inline(figure, prefix, f"{title} by epoch: {caption}")
 
 
+def precision_recall(named: dict[str, Sequence[float]]) -> Chart:
+    """Precision over recall, the lines by their names; a line is precision at recalls that are evenly spread from 0 to
+    1.
+    """
+    ink = STAND_INS["ink"]
+    figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes: Any = figure.add_subplot()
+    said = []
+    for (name, values), colour, style in zip(named.items(), ("accent", "warn"), ("-", "--"), strict=False):
+        recalls = np.linspace(0, 100, len(values))
+        axes.plot(recalls, [100 * value for value in values], style, color=STAND_INS[colour], linewidth=1.8, label=name)
+        said.append(f"{name}: precision {values[len(values) // 2]:.0%} where half of the objects are found")
+    axes.set_xlabel("recall (%)", color=ink)
+    axes.set_ylabel("precision (%)", color=ink)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 102)
+    plain_axes(axes)
+    axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+    caption = "; ".join(said)
+    return Chart("Precision over recall", inline(figure, "recall", f"Precision over recall: {caption}"), caption)
+
+
 def plain_axes(axes: Any) -> None:
     """Axes in the page's colours: a grid behind the lines, no frame."""
     axes.tick_params(colors=STAND_INS["ink"], labelsize=9)
