@@ -28,8 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from record import cmtvision, write_record
 
+from cmtvision import load
+from cmtvision.data import open_image
 from cmtvision.detection.task import DETECTION
 from cmtvision.engine.dense.build import build_dense
 from cmtvision.engine.fit import fit
@@ -37,9 +40,12 @@ from cmtvision.models.analysis.count import count
 from cmtvision.models.analysis.dense_products import countable
 from cmtvision.models.detectors import Detector
 from cmtvision.recipe import Recipe, dump_recipe, load_recipe
+from cmtvision.report.drawn import with_boxes, with_classes
 from cmtvision.segmentation.task import SEGMENTATION
 
 SEEDS = (0, 1)
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "dense.png"
+PICTURED, SIDE, GAP = (12, 27, 41, 66), 300, 6  # scenes, pixels of one and between two
 # name: backbone, its arguments, whether it begins with a classifier's weights
 BACKBONES: dict[str, tuple[str, str, bool]] = {
     "cmt_micro": ("cmt_micro", "", False),
@@ -100,7 +106,7 @@ def cost(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     model = build_dense(recipe, num_classes, resume=True).model.eval()
     shape = (recipe.model.in_chans, *recipe.scene.size)
     rows = count(countable(model), shape)
-    backbone = count(model.network.backbone.body if isinstance(model, Detector) else model.network.encoder, shape)
+    backbone = count(model.network.backbone.body if isinstance(model, Detector) else model.encoder.model, shape)
     return {
         "parameters": sum(row.parameters for row in rows),
         "mmacs": round(sum(row.macs for row in rows) / 1e6, 1),
@@ -175,16 +181,21 @@ def main() -> None:
     parser.add_argument("--camvid", type=Path, required=True, help="CamVid's folder, 240 x 180 px.")
     parser.add_argument("--photos", type=Path, help="Photos to train the classifier on.")
     parser.add_argument("--classifier", type=Path, help="Its run, where there is one already.")
+    parser.add_argument("--so-far", action="store_true", help="Only write the record of what is finished in DIR.")
+    parser.add_argument("--picture", action="store_true", help="Only draw docs/figures/dense.png, of runs in DIR.")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     options = parser.parse_args()
     work = options.work.resolve()
+    if options.picture:
+        picture(work)
+        return
     (work / "results").mkdir(parents=True, exist_ok=True)
     with (work / "preparing").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         classifier = prepare(work, options.bccd, options.camvid, options.photos, options.classifier)
     wanted = [(task, backbone, seed) for seed in options.seeds for task in TASKS for backbone in BACKBONES]
     results = []
-    for task, backbone, seed in wanted:
+    for task, backbone, seed in wanted if not options.so_far else []:
         file = work / "results" / f"{named(task, backbone, seed)}.json"
         with ours(file.with_suffix(".lock")) as free:
             if free and not file.is_file():
@@ -194,14 +205,32 @@ def main() -> None:
                 partial.replace(file)
     for task, backbone, seed in wanted:
         file = work / "results" / f"{named(task, backbone, seed)}.json"
-        if not file.is_file():
-            print("another process is still at work; it writes the record")
-            return
-        results.append(json.loads(file.read_text()))
-    write(results, classifier, options.seeds)
+        if file.is_file():
+            results.append(json.loads(file.read_text()))
+    if len(results) < len(wanted) and not options.so_far:
+        print("another process is still at work; it writes the record")
+        return
+    write(results, classifier)
 
 
-def write(results: list[dict[str, Any]], classifier: Path, seeds: list[int]) -> None:
+def picture(work: Path) -> None:
+    """Write docs/figures/dense.png: held-out scenes as two networks see them that began as classifiers."""
+    kinds = ("scenes, Mask R-CNN", "scenes, FPN")
+    detector, segmenter = (load(work / "runs" / named(task, "cmt_micro, pretrained", 0)) for task in kinds)
+    canvas = Image.new("RGB", (4 * SIDE + 3 * GAP, 2 * SIDE + GAP), "white")
+    for place, number in enumerate(PICTURED):
+        scene = open_image(work / "scenes-detection" / "val" / f"{number:06}.png")
+        with_found = with_boxes(scene, detector.predict(scene)[0], detector.classes)
+        with_map = with_classes(scene, segmenter.predict(scene)[0], segmenter.classes)
+        for row, drawn in enumerate((with_found, with_map)):
+            canvas.paste(
+                drawn.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * (SIDE + GAP), row * (SIDE + GAP))
+            )
+    canvas.quantize(255).save(FIGURE, optimize=True)
+    print(f"wrote {FIGURE}")
+
+
+def write(results: list[dict[str, Any]], classifier: Path) -> None:
     """The record."""
     tasks = {}
     for task, (_, kind, _, _) in TASKS.items():
@@ -209,19 +238,25 @@ def write(results: list[dict[str, Any]], classifier: Path, seeds: list[int]) -> 
         figures = ("miou", "pixel_accuracy", "boundary_f1") if kind == "fpn" else ("ap", "ap50", "ap75", "mask_ap")
         for backbone in BACKBONES:
             own = [one for one in results if one["task"] == task and one["backbone"] == backbone]
+            if not own:
+                continue
             recipe = recipe_of(task, backbone, 0, classifier)
             rows[backbone] = {
                 **cost(recipe, own[0]["classes"]),
                 **{name: [one[name] for one in own] for name in figures if name in own[0]},
                 **{f"mean_{name}": statistics.mean(one[name] for one in own) for name in figures if name in own[0]},
+                "seeds": [one["seed"] for one in own],
                 "train_seconds": [one["train_seconds"] for one in own],
             }
+        if not rows:
+            continue
         recipe = recipe_of(task, "cmt_micro", 0, classifier)
+        first = next(one for one in results if one["task"] == task)
         tasks[task] = {
-            "split": own[0]["split"],
-            "images": own[0]["num_images"],
+            "split": first["split"],
+            "images": first["num_images"],
             "backbones": rows,
-            "recipe_of_cmt_micro": dump_recipe(recipe),
+            "recipe_of_cmt_micro": dump_recipe(recipe).replace(str(classifier), "CLASSIFIER"),
         }
     card = json.loads((classifier / "model.json").read_text())
     write_record(
@@ -231,7 +266,6 @@ def write(results: list[dict[str, Any]], classifier: Path, seeds: list[int]) -> 
             "remark": "One training script and one set of settings for all, fixed before the first result. Trainings "
             "are short, networks and images small: the figures are there to be compared.",
             "threads": 1,
-            "seeds": seeds,
             "classifier": {"recipe": "ladder_64", "model": "cmt_micro", "top1": card["metrics"].get("top1")},
             "tasks": tasks,
         },

@@ -532,6 +532,34 @@ def dense_memory() -> str:
     return with_place(lines, "dense-counts")
 
 
+def dense_study() -> str:
+    """AP and mIoU of backbones on each task: of each seed, where there are several."""
+    tasks = record("dense-study")["tasks"]
+    shown = {
+        "scenes, RetinaNet": ("Scenes, RetinaNet: AP", ("ap",)),
+        "scenes, Mask R-CNN": ("Scenes, Mask R-CNN: AP of boxes, of masks", ("ap", "mask_ap")),
+        "BCCD, RetinaNet": ("BCCD, RetinaNet: AP, AP50", ("ap", "ap50")),
+        "scenes, FPN": ("Scenes, FPN: mIoU", ("miou",)),
+        "CamVid, FPN": ("CamVid, FPN: mIoU", ("miou",)),
+    }
+    lines = [
+        "| Backbone | Its MMACs at 128 px | " + " | ".join(title for title, _ in shown.values()) + " |",
+        "|---|---|" + "---|" * len(shown),
+    ]
+    for name, row in tasks["scenes, RetinaNet"]["backbones"].items():
+        cells = []
+        for task, (_, figures) in shown.items():
+            found = tasks.get(task, {}).get("backbones", {}).get(name)
+            if found is None:  # not trained
+                cells.append("-")
+                continue
+            cells.append(", ".join(" / ".join(f"{value:.1%}" for value in found[figure]) for figure in figures))
+        lines.append(
+            f"| {name.replace('pretrained', 'from a classifier')} | {row['backbone_mmacs']:.0f} | {' | '.join(cells)} |"
+        )
+    return with_place(lines, "dense-study")
+
+
 PAGES = {
     "README.md": {"at_equal_accuracy": at_equal_accuracy, "models": models, "hardware": hardware},
     "docs/comparison.md": {"published_latency": published_latency},
@@ -564,7 +592,7 @@ PAGES = {
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
     "docs/checking-data.md": {"data_check": data_check},
     "docs/training.md": {"other_start": other_start},
-    "docs/dense.md": {"dense_memory": dense_memory, "dense_counts": dense_counts},
+    "docs/dense.md": {"dense_memory": dense_memory, "dense_counts": dense_counts, "dense_study": dense_study},
 }
 
 

@@ -86,7 +86,8 @@ def test_every_command_of_the_page_runs(world):
         if words[0] == "pip":
             continue  # tests/docs/test_install.py runs them
         assert words[0] == "cmtvision", command
-        extra = [] if "--resume" in words else ADDED.get(words[1], [])
+        named = words[2] if words[1] in ("detect", "segment") else words[1]
+        extra = [] if "--resume" in words else ADDED.get(named, [])
         run_command(words[1:] + extra, world)
         if words[1] == "sample-data":
             shrink(world / words[2])

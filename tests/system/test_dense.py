@@ -139,6 +139,14 @@ def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kin
     root, _ = runs
     done = run_cli("predict", root / kind, scenes / kind, cwd=tmp_path)
     assert_one_error(done, "not a classifier", f"cmtvision {kind}")
+    refused = [
+        ["quantize", root / kind, scenes / kind],
+        ["export", root / kind, "--to", "onnx", "--bundle", "--out", "b"],
+        ["explain", root / kind, "0.png", "--out", "x.png"],
+        ["calibrate", root / kind, scenes / kind],
+    ]
+    for asked in refused:
+        assert_one_error(run_cli(*asked, cwd=tmp_path), "not a classifier")
     other = "segment" if kind == "detect" else "detect"
     assert_one_error(run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), "a model for")
     done = run_cli(kind, "train", scenes / kind, "--model", "cmt_nano", "--out", "x", cwd=tmp_path)
@@ -175,5 +183,9 @@ def test_an_export_is_verified_and_finds_what_the_model_finds(scenes, runs, tmp_
         given = ["--to", "onnx", *wrong.split(), "--out", "other"]
         assert_one_error(run_cli("export", "run", *given, cwd=tmp_path), said)
     assert not (tmp_path / "other").exists()
+    done = run_cli("bench", "run", export, "--batch", "1", "--rounds", "1", "--seconds", "0.02", "--json", cwd=tmp_path)
+    cells = json.loads(done.stdout)["cells"]
+    assert {cell["runtime"] for cell in cells} == {"eager", "onnx"}
+    assert not [cell["failure"] for cell in cells if cell["failure"] is not None]
     (export / "model.onnx").write_bytes((export / "model.onnx").read_bytes()[:-100])
     assert_one_error(run_cli(kind, "predict", export, image, cwd=tmp_path), "SHA-256")

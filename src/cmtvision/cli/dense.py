@@ -110,13 +110,15 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             "seed": seed,
         }
         known: Recipe | None = None  # the recipe of a run that is resumed
+        index: Any = None
         if resume == "yes":
             known = recipe_to_resume(out, recipe, settings or [], shorthands, overwrite)
         else:
-            recipe = recipe or words.recipe
-            settings = merged_overrides(recipe, settings or [], shorthands)
+            settings = merged_overrides(recipe or words.recipe, settings or [], shorthands)
             known = recipe_there(out, recipe, settings, None) if resume == "auto" else None
-        settled = known or load_recipe(recipe, settings or [])
+        settled = known or load_recipe(recipe or words.recipe, settings or [])
+        if known is None and recipe is None:
+            settled, index = _sized(task(), settled, data, words.recipe, settings or [])
         resumed = resume == "yes" or (resume == "auto" and out is not None and any(out.glob("checkpoints/*.ckpt")))
         folder = out or default_out(data, settled)
         count = devices or 1
@@ -136,10 +138,26 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             overwrite=overwrite,
             accept_changed_data=accept_changed_data,
             spent=time.perf_counter() - began,
+            index=index,
         )
 
     train.__doc__ = f"Train a {words.noun} on your images; writes a run folder with model, curves and report."
     return train
+
+
+def _sized(task: "DenseTask", recipe: "Recipe", data: str, name: str, settings: list[str]) -> "tuple[Recipe, Any]":
+    """A recipe that nobody named, for the size of the images, and these; what the user has set stays."""
+    from json import dumps
+
+    from cmtvision.engine.dense.choose import settings_for
+    from cmtvision.recipe import load_recipe
+
+    index = task.read(recipe, data)
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    chosen = {key: value for key, value in settings_for(index, recipe).items() if key not in given}
+    if given & {"scene.size", "scene.short_sides"}:  # who sets the one knows of the others
+        chosen.pop("scene.eval_short_side", None), chosen.pop("scene.eval_longest", None)
+    return load_recipe(name, [*(f"{key}={dumps(value)}" for key, value in chosen.items()), *settings]), index
 
 
 def _train(task: "DenseTask", recipe: "Recipe", data: str, folder: Path, json: bool, **how: Any) -> None:
@@ -258,10 +276,14 @@ def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int)
     schedule, batch = recipe.schedule, recipe.train.batch_size
     at_once = f"{batch} images at a time" + ("" if processes == 1 else f" in each of {processes} processes")
     weights = recipe.model.weights or "random weights"
+    scene = recipe.scene
+    assert scene is not None
+    height, width = scene.size
+    sides = f"{height} x {width}" if not scene.short_sides else f"{scene.short_sides[0]} to {scene.short_sides[-1]}"
     return [
         f"data     {data}",
         f"model    {recipe.model.name}, its backbone from {weights}",
-        f"recipe   {recipe.name}: {schedule.total_epochs} epochs, {at_once}, seed {recipe.seed}",
+        f"recipe   {recipe.name}: {schedule.total_epochs} epochs of {sides} px, {at_once}, seed {recipe.seed}",
         f"out      {out}{' (resumed)' if resumed else ''}",
     ]
 
