@@ -151,6 +151,9 @@ def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kin
     assert_one_error(run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), "a model for")
     done = run_cli(kind, "train", scenes / kind, "--model", "cmt_nano", "--out", "x", cwd=tmp_path)
     assert_one_error(done, "cmt_nano", "name a")
+    assert_one_error(run_cli("train", scenes / kind, "--out", "x", cwd=tmp_path), f"cmtvision {kind} train")
+    done = run_cli(*words(kind, scenes, "x", "--weights", str(root / kind)), cwd=tmp_path)
+    assert_one_error(done, "no classifier")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import typer
@@ -194,7 +195,7 @@ def _train(task: "DenseTask", recipe: "Recipe", data: str, folder: Path, json: b
     output.result(f"run folder: {finished.out}")
     output.result(f"report: {page}")
     command = task.command.removesuffix(" train")
-    output.note(f"next, to see what it finds: {command} predict {finished.out} IMAGE... --out drawn")
+    output.note(f"next, to see what it finds: {command} predict {quote(str(finished.out))} IMAGE... --out drawn")
 
 
 def evaluate(

@@ -20,6 +20,11 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
+IMAGES = frozenset({"images", "jpegimages"})
+ANNOTATED = frozenset(
+    {"masks", "mask", "labels", "annotations", "imagesets", "segmentationclass", "segmentationobject"}
+)
+"""Names of folders that data for detection and segmentation is made of, in lower case."""
 IMAGE_COLUMNS = ("image", "img", "photo", "picture", "path", "image_path", "file", "file_name", "filename", "bytes")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
 
@@ -92,6 +97,7 @@ def list_folders(root: Path, label: str) -> Listing:
     """
     listing = Listing()
     folders = {folder.name: folder for folder in _data_folders(root, root, listing)}
+    _refuse_annotated(root, folders, label)
     parts = _parts(root, folders, label)
     others = [folder for name, folder in folders.items() if name not in parts]
     if not folders:
@@ -115,6 +121,20 @@ def list_folders(root: Path, label: str) -> Listing:
         listing.empty_train = folder if known == "train" else listing.empty_train
     listing.split_source = "folders" if held_out else "none"
     return listing
+
+
+def _refuse_annotated(root: Path, folders: dict[str, Path], label: str) -> None:
+    """Raise DataError for images with boxes or masks, whose folders would pass for classes called images and masks."""
+    for inside in (root, *(folder for name, folder in folders.items() if part_named(name))):
+        names = {one.name.lower() for one in inside.iterdir() if one.is_dir() and not one.name.startswith(".")}
+        beside = sorted(names & ANNOTATED)
+        whole = names <= ANNOTATED | IMAGES and names & IMAGES
+        listed = inside == root and beside and any((root / one).glob("*.json") for one in beside)
+        if beside and (whole or listed):
+            raise DataError(
+                f"{label}: images with {beside[0]}/ beside them, not class folders; cmtvision detect train learns from "
+                "boxes, cmtvision segment train from masks"
+            )
 
 
 def _parts(root: Path, folders: dict[str, Path], label: str) -> dict[str, str]:

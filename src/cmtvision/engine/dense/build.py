@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 
+from cmtvision.artefact.card import CARD_FILE, DENSE, Card
 from cmtvision.artefact.files import MODEL_FILE
 from cmtvision.engine.build import BuiltModel, build_preprocess
 from cmtvision.errors import ConfigError
@@ -42,6 +43,8 @@ def build_dense(recipe: Recipe, num_classes: int, resume: bool) -> BuiltModel:
         source = {"pretrained": not resume}
     elif section.weights is not None and not resume:
         path = Path(section.weights)
+        if (path / CARD_FILE).is_file() and Card.read(path).task in DENSE:
+            raise ConfigError(f"model.weights: {path} is no classifier; give a classifier's run, or a file of weights")
         source = {"weights": path / MODEL_FILE if path.is_dir() else path}
     options = dict(section.options)
     frozen = options.pop("frozen_norms", section.weights is not None)
