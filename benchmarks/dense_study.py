@@ -28,11 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from record import cmtvision, write_record
 
-from cmtvision import load
-from cmtvision.data import open_image
 from cmtvision.detection.task import DETECTION
 from cmtvision.engine.dense.build import build_dense
 from cmtvision.engine.fit import fit
@@ -40,12 +37,9 @@ from cmtvision.models.analysis.count import count
 from cmtvision.models.analysis.dense_products import countable
 from cmtvision.models.detectors import Detector
 from cmtvision.recipe import Recipe, dump_recipe, load_recipe
-from cmtvision.report.drawn import with_boxes, with_classes
 from cmtvision.segmentation.task import SEGMENTATION
 
 SEEDS = (0, 1)
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "dense.png"
-PICTURED, SIDE, GAP = (12, 27, 41, 66), 300, 6  # scenes, pixels of one and between two
 # name: backbone, its arguments, whether it begins with a classifier's weights
 BACKBONES: dict[str, tuple[str, str, bool]] = {
     "cmt_micro": ("cmt_micro", "", False),
@@ -182,13 +176,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="Photos to train the classifier on.")
     parser.add_argument("--classifier", type=Path, help="Its run, where there is one already.")
     parser.add_argument("--so-far", action="store_true", help="Only write the record of what is finished in DIR.")
-    parser.add_argument("--picture", action="store_true", help="Only draw docs/figures/dense.png, of runs in DIR.")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     options = parser.parse_args()
     work = options.work.resolve()
-    if options.picture:
-        picture(work)
-        return
     (work / "results").mkdir(parents=True, exist_ok=True)
     with (work / "preparing").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -211,23 +201,6 @@ def main() -> None:
         print("another process is still at work; it writes the record")
         return
     write(results, classifier)
-
-
-def picture(work: Path) -> None:
-    """Write docs/figures/dense.png: held-out scenes as two networks see them that began as classifiers."""
-    kinds = ("scenes, Mask R-CNN", "scenes, FPN")
-    detector, segmenter = (load(work / "runs" / named(task, "cmt_micro, pretrained", 0)) for task in kinds)
-    canvas = Image.new("RGB", (4 * SIDE + 3 * GAP, 2 * SIDE + GAP), "white")
-    for place, number in enumerate(PICTURED):
-        scene = open_image(work / "scenes-detection" / "val" / f"{number:06}.png")
-        with_found = with_boxes(scene, detector.predict(scene)[0], detector.classes)
-        with_map = with_classes(scene, segmenter.predict(scene)[0], segmenter.classes)
-        for row, drawn in enumerate((with_found, with_map)):
-            canvas.paste(
-                drawn.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * (SIDE + GAP), row * (SIDE + GAP))
-            )
-    canvas.quantize(255).save(FIGURE, optimize=True)
-    print(f"wrote {FIGURE}")
 
 
 def write(results: list[dict[str, Any]], classifier: Path) -> None:
