@@ -116,7 +116,7 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             known = recipe_to_resume(out, recipe, settings or [], shorthands, overwrite)
         else:
             settings = merged_overrides(recipe or words.recipe, settings or [], shorthands)
-            known = recipe_there(out, recipe, settings, None) if resume == "auto" else None
+            known = recipe_there(out, recipe, settings, None, words.recipe) if resume == "auto" else None
         settled = known or load_recipe(recipe or words.recipe, settings or [])
         if known is None and recipe is None:
             settled, index = _sized(task(), settled, data, words.recipe, settings or [])

@@ -21,6 +21,7 @@ _OPTION = {
     "schedule.epochs": "--epochs",
     "train.batch_size": "--batch-size",
     "train.device": "--device",
+    "train.max_minutes": "--minutes",
     "seed": "--seed",
 }
 _WARMUP_SHARE = 0.1

@@ -15,10 +15,18 @@ _FREE = ("train.device", "train.loggers", "data.workers", "train.threads")
 _SHOWN = 4
 
 
-def recipe_there(out: Path | None, name: str | None, settings: Sequence[str], minutes: float | None) -> "Recipe | None":
+def recipe_there(
+    out: Path | None, name: str | None, settings: Sequence[str], minutes: float | None, base: str | None = None
+) -> "Recipe | None":
     """The recipe of the run in a folder, None if there is none, after checking it against the given settings.
 
     What was chosen for that run, or fitted to its time, is not chosen again: only the given settings must be equal.
+
+    Args:
+        out: the run folder.
+        name: of the recipe that the user named; None for none, so that it was chosen.
+        settings, minutes: that the user gave.
+        base: what a recipe that nobody named is made of.
 
     Raises:
         ConfigError: no folder was named, or its run has other settings.
@@ -28,14 +36,14 @@ def recipe_there(out: Path | None, name: str | None, settings: Sequence[str], mi
     from cmtvision.recipe import load_recipe
     from cmtvision.recipe.load import given_settings, load_asked, with_settings
 
-    asked = load_asked(name, settings)
+    asked = load_asked(name or base, settings)
     if out is None:
         raise ConfigError("--resume auto: say which run with --out")
     file = out / "recipe.yaml"
     if not file.is_file():
         return None
     named, wanted = _flat(asked.model_dump(mode="json")), _flat(portable(asked).model_dump(mode="json"))
-    explicit = given_settings(name, settings).keys()
+    explicit = given_settings(name or base, settings).keys()
     given = set(explicit)
     if name is not None:
         given |= wanted.keys() - (set() if minutes is None else FITTED)
