@@ -155,9 +155,10 @@ def _sized(task: "DenseTask", recipe: "Recipe", data: str, name: str, settings: 
 
     index = task.read(recipe, data)
     given = {setting.partition("=")[0].strip() for setting in settings}
+    given |= {"model.options"} if any(key.startswith("model.options.") for key in given) else set()
     chosen = {key: value for key, value in settings_for(index, recipe).items() if key not in given}
     if given & {"scene.size", "scene.short_sides"}:  # who sets the one knows of the others
-        chosen.pop("scene.eval_short_side", None), chosen.pop("scene.eval_longest", None)
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("scene.")}
     return load_recipe(name, [*(f"{key}={dumps(value)}" for key, value in chosen.items()), *settings]), index
 
 
