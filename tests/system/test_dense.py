@@ -96,6 +96,13 @@ def test_an_evaluation_is_the_same_in_two_processes_and_that_of_training(scenes,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_and_the_first_writes_the_report(scenes, tmp_path, kind):
+    done = run_cli(*words(kind, scenes, tmp_path / "run", "--devices", "2", "--set", "train.max_steps=2"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "<img" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_report_has_the_figures_and_the_worst_images(scenes, runs, tmp_path, kind):
     run = shutil.copytree(runs[0] / kind, tmp_path / "run")
     page = (run / "report.html").read_text()

@@ -80,7 +80,7 @@ def write_dense_report(run: str | Path, data: str | Path | None = None, device: 
             check_local(content.data)
         predictor = open_model(content.folder, device)
         if isinstance(predictor, DetectionPredictor):
-            pictured = _worst_detections(content, predictor, where, device)
+            pictured = _worst_detections(content, predictor, where)
         elif isinstance(predictor, SegmentationPredictor):
             pictured = _worst_maps(content, predictor, where)
     except DataError as error:
@@ -165,9 +165,9 @@ def _percent(value: float | None) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
-def _worst_detections(run: RunFolder, predictor: DetectionPredictor, data: str | Path, device: str) -> list[Pictured]:
+def _worst_detections(run: RunFolder, predictor: DetectionPredictor, data: str | Path) -> list[Pictured]:
     """The held-out images with most objects missed and boxes that are none."""
-    found = DETECTION.evaluate(run.folder, data, device=device)
+    found = DETECTION.measure(predictor, run.folder, data)  # alone: of a run's processes only the first writes the page
     judged = []
     for place, sample in enumerate(found.samples):
         answer = found.found[place].above(MIN_SCORE)

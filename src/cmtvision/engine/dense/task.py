@@ -254,14 +254,28 @@ class DenseTask(ABC):
         with join_processes(pick_device(device)) as processes:
             place = processes.device(pick_device(device))
             predictor = self.predictor.open(model, place)
-            index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
-            samples, chosen = part_of(index, split)
-            loader = self.eval_loader(samples, predictor.inputs, DataSection(workers=workers), processes)
-            found = self.evaluated(
-                predictor.network, predictor.classes, loader, predictor.device, processes, progress, **how
-            )
-            notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
-            return replace(found, split=chosen, skipped=index.skipped, notes=notes)
+            return self.measure(predictor, model, data, split, workers, processes, progress, **how)
+
+    def measure(
+        self,
+        predictor: DetectionPredictor | SegmentationPredictor,
+        model: str | Path,
+        data: str | Path,
+        split: Split = "val",
+        workers: int | None = None,
+        processes: Processes = SINGLE,
+        progress: Progress | None = None,
+        **how: Any,
+    ) -> Any:
+        """Measure an opened network, in processes that have been joined or in this one alone; see ``evaluate``."""
+        index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
+        samples, chosen = part_of(index, split)
+        loader = self.eval_loader(samples, predictor.inputs, DataSection(workers=workers), processes)
+        found = self.evaluated(
+            predictor.network, predictor.classes, loader, predictor.device, processes, progress, **how
+        )
+        notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
+        return replace(found, split=chosen, skipped=index.skipped, notes=notes)
 
 
 def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
