@@ -133,7 +133,7 @@ class DetectionTask(DenseTask):
     def judge(self, network: nn.Module, loader: Any, plan: RunPlan, device: torch.device) -> Judged:
         """COCO's AP, by boxes and by masks; chosen by masks where there are some."""
         with eval_mode(network):
-            found = self.evaluated(network, [], loader, device, plan.processes)
+            found = self.evaluated(network, loader, device, plan.processes)
         figures = {f"val_{name}": getattr(found.boxes, name) or 0.0 for name in ("ap", "ap50", "ap75")}
         if not _detector(network).has_masks:
             return Judged(figures, figures["val_ap"])
@@ -150,7 +150,6 @@ class DetectionTask(DenseTask):
     def evaluated(
         self,
         network: Any,
-        classes: list[str],
         loader: Any,
         device: torch.device,
         processes: Processes = SINGLE,
@@ -168,7 +167,7 @@ class DetectionTask(DenseTask):
         masks = None
         if network.has_masks and annotated:
             masks = coco_figures(samples, found, network.num_classes, "masks")
-        return DetectionEvaluation(classes=classes, split="", boxes=boxes, masks=masks, found=found, samples=samples)
+        return DetectionEvaluation(boxes=boxes, masks=masks, found=found, samples=samples)
 
 
 def _detector(network: nn.Module) -> Detector:

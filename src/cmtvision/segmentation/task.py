@@ -127,7 +127,7 @@ class SegmentationTask(DenseTask):
     def judge(self, network: nn.Module, loader: Any, plan: RunPlan, device: torch.device) -> Judged:
         """Mean IoU, by which networks are chosen, the share of pixels right, and the F1 of boundaries."""
         with eval_mode(network):
-            found = self.evaluated(network, [], loader, device, plan.processes)
+            found = self.evaluated(network, loader, device, plan.processes)
         said = {f"val_{name}": value or 0.0 for name, value in found.summary().items() if name != "num_images"}
         return Judged(said, said["val_miou"])
 
@@ -140,7 +140,6 @@ class SegmentationTask(DenseTask):
     def evaluated(
         self,
         network: Any,
-        classes: list[str],
         loader: Any,
         device: torch.device,
         processes: Processes = SINGLE,
@@ -150,7 +149,7 @@ class SegmentationTask(DenseTask):
         """Label the pixels of a loader's images, and count.
 
         Args:
-            network, classes, loader, device, processes, progress: as of ``DenseTask.evaluated``.
+            network, loader, device, processes, progress: as of ``DenseTask.evaluated``.
             how: ``window``, see ``cmtvision.artefact.dense.class_map``.
         """
         own = no_counts(network.num_classes)
@@ -160,7 +159,7 @@ class SegmentationTask(DenseTask):
         parts = processes.gather(own)
         total = sum(parts[1:], start=parts[0])
         samples = loader.dataset.samples
-        return SegmentationEvaluation(classes=classes, split="", counts=total, figures=figures(total), samples=samples)
+        return SegmentationEvaluation(counts=total, figures=figures(total), samples=samples)
 
 
 SEGMENTATION = SegmentationTask()

@@ -16,7 +16,7 @@ from cmtvision.artefact.dense import DetectionPredictor, SegmentationPredictor
 from cmtvision.artefact.predictor import pick_device
 from cmtvision.artefact.run.data import read_annotated_as_the_run
 from cmtvision.data import DatasetIndex, EpochSampler, Skipped
-from cmtvision.data.annotations.samples import AnnotationIndex
+from cmtvision.data.annotations.samples import NO_CLASS, AnnotationIndex
 from cmtvision.data.annotations.splits import as_in, images_of
 from cmtvision.data.training.dense_augment import DenseAugment, DenseTransform
 from cmtvision.data.whole_image import WholeImage
@@ -47,8 +47,8 @@ class DenseEvaluation(ABC):
     task: ClassVar[Kind]
     score: ClassVar[str]  # the figure of a class, in words
 
-    classes: list[str]
-    split: str
+    classes: list[str] = field(default_factory=list)
+    split: str = ""
     samples: Sequence[Any] = ()
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -130,14 +130,16 @@ class DenseTask(ABC):
     def evaluated(
         self,
         network: Any,
-        classes: list[str],
         loader: Any,
         device: torch.device,
         processes: Processes,
         progress: Progress | None = None,
         **how: Any,
     ) -> DenseEvaluation:
-        """What a network in eval mode makes of a loader's images, and how good it is; every process must call it."""
+        """What a network in eval mode makes of a loader's images, and how good it is; every process must call it.
+
+        The names of the classes, the split and what was left out are the caller's to fill in.
+        """
 
     def read(self, recipe: Recipe, data: str | Path) -> Any:
         """See ``cmtvision.data.annotations``.
@@ -188,7 +190,7 @@ class DenseTask(ABC):
         augment = DenseAugment(
             scene.size, scene.scale, scene.short_sides, scene.longest, scene.hflip, scene.photometric
         )
-        transform = DenseTransform(built.preprocess, augment, 255 if index.void is None else index.void)
+        transform = DenseTransform(built.preprocess, augment, NO_CLASS if index.void is None else index.void)
         dataset = self.dataset(index.train, transform, recipe.data, recipe.seed, built.model)
         sampler = EpochSampler(
             len(dataset.samples), recipe.seed, rank=processes.rank, num_replicas=processes.world_size,
@@ -220,9 +222,9 @@ class DenseTask(ABC):
         device = torch.device(plan.processes.device(pick_device(plan.recipe.train.device)))
         loader = self.val_loader(index, built, plan.recipe, 1, plan.processes)
         with eval_mode(network.to(device)):
-            found = self.evaluated(network, index.classes, loader, device, plan.processes)
+            found = self.evaluated(network, loader, device, plan.processes)
         network.cpu()
-        return Final(artefact, replace(found, split="val", skipped=index.skipped))
+        return Final(artefact, replace(found, classes=index.classes, split="val", skipped=index.skipped))
 
     def evaluate(
         self,
@@ -271,11 +273,9 @@ class DenseTask(ABC):
         index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
         samples, chosen = part_of(index, split)
         loader = self.eval_loader(samples, predictor.inputs, DataSection(workers=workers), processes)
-        found = self.evaluated(
-            predictor.network, predictor.classes, loader, predictor.device, processes, progress, **how
-        )
+        found = self.evaluated(predictor.network, loader, predictor.device, processes, progress, **how)
         notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
-        return replace(found, split=chosen, skipped=index.skipped, notes=notes)
+        return replace(found, classes=predictor.classes, split=chosen, skipped=index.skipped, notes=notes)
 
 
 def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
