@@ -106,6 +106,7 @@ def test_two_processes_train_and_the_first_writes_the_report(scenes, tmp_path, k
 def test_the_report_has_the_figures_and_the_worst_images(scenes, runs, tmp_path, kind):
     run = shutil.copytree(runs[0] / kind, tmp_path / "run")
     page = (run / "report.html").read_text()
+    assert {"detect": "By size of the object", "segment": "By size of the region"}[kind] in page
     assert page.count("<img") in (2, 4, 6)
     (run / "report.html").unlink()
     done = run_cli("report", "run", scenes / kind, cwd=tmp_path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -26,6 +26,24 @@ ThreadsOption: TypeAlias = Annotated[
 StreamsOption: TypeAlias = Annotated[
     int | None, typer.Option("--streams", min=1, help="Parts of a batch computed at a time, in OpenVINO.")
 ]
+RunFolderOption: TypeAlias = Annotated[Path | None, typer.Option("--out", help="Run folder [runs/DATA-MODEL-TIME].")]
+EpochsOption: TypeAlias = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Short for --set schedule.epochs=N.")
+]
+TrainDeviceOption: TypeAlias = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+SeedOption: TypeAlias = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
+TrainDevicesOption: TypeAlias = Annotated[
+    int | None, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU [1].")
+]
+ResumeOption: TypeAlias = Annotated[
+    Literal["no", "yes", "auto"],
+    typer.Option("--resume", metavar="[auto]", help="Resume the run in --out; auto: if there is one."),
+]
+ChangedDataOption: TypeAlias = Annotated[
+    bool, typer.Option("--accept-changed-data", help="Resume although images were added or removed.")
+]
+OverwriteRunOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 LEAST_MINUTES, MOST_MINUTES = 0.1, 525_600  # a year
 
 

@@ -5,22 +5,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 
 import typer
 
 from cmtvision.cli import launch, output
-from cmtvision.cli.arguments import LEAST_MINUTES, MOST_MINUTES, SettingsOption
+from cmtvision.cli.arguments import (
+    LEAST_MINUTES,
+    MOST_MINUTES,
+    ChangedDataOption,
+    EpochsOption,
+    JsonOption,
+    OverwriteRunOption,
+    ResumeOption,
+    RunFolderOption,
+    SeedOption,
+    SettingsOption,
+    TrainDeviceOption,
+    TrainDevicesOption,
+)
 from cmtvision.cli.faults import USAGE, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cmtvision.engine.dense.task import DenseTask
+    from cmtvision.engine.dense.task import DenseEvaluation, DenseTask
     from cmtvision.recipe import Recipe
 
 Draw = Callable[[str, Callable[[], "Image.Image"]], Path | None]
-Resume = Literal["no", "yes", "auto"]
 _SHOWN = 10
 
 RunArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
@@ -44,7 +56,6 @@ DrawnOption: TypeAlias = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Draw each image into it.")
 ]
 DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace drawn images.")]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 class Words(NamedTuple):
@@ -73,27 +84,19 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             typer.Option("--recipe", metavar="NAME|FILE", help=f"A built-in recipe or a YAML file [{words.recipe}]."),
         ] = None,
         settings: SettingsOption = None,
-        out: Annotated[Path | None, typer.Option("--out", help="Run folder [runs/DATA-MODEL-TIME].")] = None,
+        out: RunFolderOption = None,
         minutes: Annotated[
             float | None,
             typer.Option("--minutes", metavar="N", min=LEAST_MINUTES, max=MOST_MINUTES, help="Train for N minutes."),
         ] = None,
-        epochs: Annotated[
-            int | None, typer.Option("--epochs", min=1, help="Short for --set schedule.epochs=N.")
-        ] = None,
+        epochs: EpochsOption = None,
         batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at a time.")] = None,
-        device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
-        seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")] = None,
-        devices: Annotated[
-            int | None, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU [1].")
-        ] = None,
-        resume: Annotated[
-            Resume, typer.Option("--resume", metavar="[auto]", help="Resume the run in --out; auto: if there is one.")
-        ] = "no",
-        accept_changed_data: Annotated[
-            bool, typer.Option("--accept-changed-data", help="Resume although images were added or removed.")
-        ] = False,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+        device: TrainDeviceOption = None,
+        seed: SeedOption = None,
+        devices: TrainDevicesOption = None,
+        resume: ResumeOption = "no",
+        accept_changed_data: ChangedDataOption = False,
+        overwrite: OverwriteRunOption = False,
         json: JsonOption = False,
     ) -> None:
         from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume
@@ -172,7 +175,14 @@ def _train(task: "DenseTask", recipe: "Recipe", data: str, folder: Path, json: b
         return
     from cmtvision.report.dense_page import write_dense_report
 
-    page = write_dense_report(folder)
+    command = task.command.removesuffix(" train")
+    try:
+        page = write_dense_report(folder, measured=cast("DenseEvaluation | None", finished.evaluation))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C while the report was written; the model is in {folder}, write the report with: "
+            f"cmtvision report {quote(str(folder))}"
+        ) from None
     report_left_out(finished)
     if json:
         evaluation = None if finished.evaluation is None else finished.evaluation.to_dict()
@@ -195,7 +205,6 @@ def _train(task: "DenseTask", recipe: "Recipe", data: str, folder: Path, json: b
         output.result(f"held-out {finished.evaluation.headline()}")
     output.result(f"run folder: {finished.out}")
     output.result(f"report: {page}")
-    command = task.command.removesuffix(" train")
     output.note(f"next, to see what it finds: {command} predict {quote(str(finished.out))} IMAGE... --out drawn")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -54,6 +54,9 @@ from cmtvision.files import write_text
 from cmtvision.recipe import Recipe
 from cmtvision.trust.block import TrustBlock
 
+if TYPE_CHECKING:
+    from cmtvision.engine.dense.task import DenseEvaluation
+
 __all__ = ["FitResult", "TrainingDiverged", "TrainingInterrupted", "fit"]
 
 
@@ -65,7 +68,7 @@ class FitResult:
         out: the run folder.
         metrics: the last row of metrics.csv.
         rows: all of them.
-        evaluation: the final model on the held-out photos, None where nothing was held out.
+        evaluation: the final model on the held-out images, None where nothing was held out.
         skipped: files left out when the data was read.
         failures: names of photos that could no longer be read during training.
         seconds: time of training.
@@ -78,7 +81,7 @@ class FitResult:
 
     out: Path
     metrics: dict[str, Any]
-    evaluation: Evaluation | MultiLabelEvaluation | None
+    evaluation: "Evaluation | MultiLabelEvaluation | DenseEvaluation | None"
     skipped: list[Skipped] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0

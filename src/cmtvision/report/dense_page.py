@@ -1,7 +1,7 @@
 """The report of a detector or a segmenter: figures with curves, every class, and the images with most mistakes, drawn.
 
-The page is self-contained, as that of a classifier is; ``write_dense_report`` looks at the run's held-out images once
-more, for the pictures.
+The page is self-contained, as that of a classifier is; for the pictures ``write_dense_report`` looks
+at the run's held-out images once more, unless training hands it what it found.
 """
 
 import math
@@ -22,8 +22,8 @@ from cmtvision.artefact.run.names import REPORT_FILE
 from cmtvision.artefact.run.read import RunFolder, read_run
 from cmtvision.data import DetectionSample, SegmentationSample, open_image
 from cmtvision.data.annotations.outlines import counts_to_text, encode_counts
-from cmtvision.detection.task import DETECTION
-from cmtvision.engine.dense.task import part_of
+from cmtvision.detection.task import DETECTION, DetectionEvaluation
+from cmtvision.engine.dense.task import DenseEvaluation, part_of
 from cmtvision.errors import CheckpointError, DataError
 from cmtvision.files import write_text
 from cmtvision.report.drawn import BACKGROUND, colour_of, with_boxes, with_classes
@@ -36,6 +36,7 @@ from cmtvision.segmentation.metrics import confusion_counts
 PICTURES = 6
 _LOOKED_AT = 200  # images of a segmentation run that are looked at for the worst
 _SIDE = 420  # pixels of a picture on the page, the longer side
+_SIZES = {"below 32 x 32 px": "small", "32 to 96 px": "medium", "larger": "large"}
 _HIT = 0.5  # overlap (IoU) from which on a box is found
 
 
@@ -56,13 +57,19 @@ class Row:
     values: tuple[str, ...]
 
 
-def write_dense_report(run: str | Path, data: str | Path | None = None, device: str = "auto") -> Path:
+def write_dense_report(
+    run: str | Path,
+    data: str | Path | None = None,
+    device: str = "auto",
+    measured: DenseEvaluation | None = None,
+) -> Path:
     """Write RUN/report.html of a detector or a segmenter.
 
     Args:
         run: the run folder.
         data: its images; by default where they were in training. What a run's record names is never fetched.
         device: 'auto', 'cpu', 'cuda' or 'mps'.
+        measured: the held-out images as training has just measured them; a detector's are not looked at again then.
 
     Raises:
         CheckpointError: not such a run, a model that cannot be loaded, or a page that cannot be written.
@@ -78,11 +85,14 @@ def write_dense_report(run: str | Path, data: str | Path | None = None, device: 
     try:
         if data is None:
             check_local(content.data)
-        predictor = open_model(content.folder, device)
-        if isinstance(predictor, DetectionPredictor):
-            pictured = _worst_detections(content, predictor, where)
-        elif isinstance(predictor, SegmentationPredictor):
-            pictured = _worst_maps(content, predictor, where)
+        if isinstance(measured, DetectionEvaluation):
+            pictured = _worst_detections(measured)
+        else:
+            predictor = open_model(content.folder, device)
+            if isinstance(predictor, DetectionPredictor):  # alone: of a run's processes only the first writes the page
+                pictured = _worst_detections(DETECTION.measure(predictor, content.folder, where))
+            elif isinstance(predictor, SegmentationPredictor):
+                pictured = _worst_maps(content, predictor, where)
     except DataError as error:
         if data is not None:
             raise
@@ -151,23 +161,27 @@ def _tables(evaluation: dict[str, Any], classes: Sequence[str]) -> Iterator[tupl
         by_class = zip(*(one["ap_by_class"] for one in kinds.values()), strict=True)
         rows = [Row(name, tuple(map(_percent, values))) for name, values in zip(classes, by_class, strict=True)]
         yield "Class by class", ("Class", *columns), rows
-        sizes = {"below 32 x 32 px": "small", "32 to 96 px": "medium", "larger": "large"}
-        rows = [Row(said, tuple(_percent(one[f"ap_{size}"]) for one in kinds.values())) for said, size in sizes.items()]
+        rows = [
+            Row(said, tuple(_percent(one[f"ap_{size}"]) for one in kinds.values())) for said, size in _SIZES.items()
+        ]
         yield "By size of the object", ("Area", *columns), rows
     figures = evaluation.get("figures")
     if isinstance(figures, dict):
         parts = zip(classes, figures["iou"], figures["boundary_f1"], figures["pixels"], strict=True)
         rows = [Row(name, (_percent(iou), _percent(edge), f"{pixels:,}")) for name, iou, edge, pixels in parts]
         yield "Class by class", ("Class", "IoU", "Boundary F1", "Pixels"), rows
+        by_size = figures.get("right_by_size") or []
+        rows = [Row(said, (_percent(share),)) for said, share in zip(_SIZES, by_size, strict=False)]
+        if rows:
+            yield "By size of the region", ("Area", "Pixels right"), rows
 
 
 def _percent(value: float | None) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
-def _worst_detections(run: RunFolder, predictor: DetectionPredictor, data: str | Path) -> list[Pictured]:
+def _worst_detections(found: DetectionEvaluation) -> list[Pictured]:
     """The held-out images with most objects missed and boxes that are none."""
-    found = DETECTION.measure(predictor, run.folder, data)  # alone: of a run's processes only the first writes the page
     judged = []
     for place, sample in enumerate(found.samples):
         answer = found.found[place].above(MIN_SCORE)
@@ -179,8 +193,8 @@ def _worst_detections(run: RunFolder, predictor: DetectionPredictor, data: str |
         if not total:
             break
         picture = open_image(sample.path)
-        truth = with_boxes(picture, _as_found(sample), predictor.classes, scores=False)
-        drawn = with_boxes(picture, answer, predictor.classes)
+        truth = with_boxes(picture, _as_found(sample), found.classes, scores=False)
+        drawn = with_boxes(picture, answer, found.classes)
         said = f"{missed} of {len(sample.boxes)} objects missed, {wrong} boxes that are none"
         pictured.append(Pictured(sample.path.name, said, _small(truth), _small(drawn)))
     return pictured

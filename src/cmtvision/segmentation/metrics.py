@@ -5,6 +5,8 @@
     mIoU          the mean of IoU(k) over the classes that occur in truth or prediction
     BF(k)         2 P R / (P + R) of the boundaries of class k, P the share of predicted boundary pixels with a true one
                   within a tolerance, R the share of true ones with a predicted one             Csurka et al. 2013
+    right by size share of the true pixels that are right in small, medium and large regions; a region is what hangs
+                  together of one class in one image, its size the limits of COCO's objects
 
 We differ from Csurka in one thing: P and R are shares of the boundary pixels of all images together, not means over
 images, so that the figure depends on nothing but counts.
@@ -24,6 +26,8 @@ Classes = npt.NDArray[np.integer]  # (H, W) class numbers, or void
 Counts = npt.NDArray[np.int64]
 TOLERANCE = 2
 """Pixels by which a boundary may be off, as the straight distance, at the image's original size."""
+SIZES = (32**2, 96**2)
+"""Pixels from which on a region is medium, and large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,19 +38,24 @@ class SegmentationCounts:
         confusion: (K, K) int64, pixels of each true class by the class predicted.
         boundary: (K, 4) int64: predicted boundary pixels that are right, all predicted ones, true ones that were found,
             all true ones.
+        regions: (3, 2) int64: right pixels and all pixels of the small, medium and large regions.
         tolerance: pixels by which a boundary may be off.
     """
 
     confusion: Counts
     boundary: Counts
+    regions: Counts
     tolerance: int = TOLERANCE
 
     def __add__(self, other: "SegmentationCounts") -> "SegmentationCounts":
         if self.tolerance != other.tolerance or self.confusion.shape != other.confusion.shape:
             raise DataError("segmentation counts: of other classes or another tolerance; count both the same way")
         return SegmentationCounts(
-            self.confusion + other.confusion, self.boundary + other.boundary, self.tolerance
-        )  # fmt: skip
+            self.confusion + other.confusion,
+            self.boundary + other.boundary,
+            self.regions + other.regions,
+            self.tolerance,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class SegmentationFigures:
         pixel_accuracy: share of the pixels that are not void.
         iou, boundary_f1: by class, None for a class that neither is there nor was predicted.
         pixels: true pixels of each class.
+        right_by_size: share of the pixels that are right in small, medium and large regions.
         tolerance: of the boundaries, in pixels.
     """
 
@@ -67,6 +77,7 @@ class SegmentationFigures:
     iou: list[float | None]
     boundary_f1: list[float | None]
     pixels: list[int]
+    right_by_size: list[float | None]
     tolerance: int
 
 
@@ -88,6 +99,7 @@ def count(
     return SegmentationCounts(
         confusion_counts(truth, predicted, num_classes, void),
         boundary_counts(truth, predicted, num_classes, void, tolerance),
+        region_counts(truth, predicted, num_classes, void),
         tolerance,
     )
 
@@ -95,7 +107,10 @@ def count(
 def no_counts(num_classes: int, tolerance: int = TOLERANCE) -> SegmentationCounts:
     """The counts of no image."""
     return SegmentationCounts(
-        np.zeros((num_classes, num_classes), dtype=np.int64), np.zeros((num_classes, 4), dtype=np.int64), tolerance
+        np.zeros((num_classes, num_classes), dtype=np.int64),
+        np.zeros((num_classes, 4), dtype=np.int64),
+        np.zeros((len(SIZES) + 1, 2), dtype=np.int64),
+        tolerance,
     )
 
 
@@ -128,6 +143,25 @@ def boundary_counts(truth: Classes, predicted: Classes, num_classes: int, void: 
     return out
 
 
+def region_counts(truth: Classes, predicted: Classes, num_classes: int, void: int) -> Counts:
+    """Right pixels and all pixels of the small, medium and large regions, (3, 2); arguments as for ``count``.
+
+    Pixels hang together that are beside, above or below each other.
+    """
+    from scipy.ndimage import label
+
+    _check(truth, predicted, num_classes, void)
+    out = np.zeros((len(SIZES) + 1, 2), dtype=np.int64)
+    right = truth == predicted
+    for number in np.unique(truth[truth != void]).tolist():
+        regions, _ = label(truth == number)
+        areas = np.bincount(regions.ravel())
+        hits = np.bincount(regions[right], minlength=len(areas))
+        sizes = np.digitize(areas[1:], SIZES)  # region 0 is everything else
+        np.add.at(out, sizes, np.stack([hits[1:], areas[1:]], axis=1))
+    return out
+
+
 def figures(counts: SegmentationCounts) -> SegmentationFigures:
     """The figures of counts."""
     confusion = counts.confusion
@@ -149,6 +183,7 @@ def figures(counts: SegmentationCounts) -> SegmentationFigures:
         iou=iou,
         boundary_f1=boundary,
         pixels=confusion.sum(axis=1).tolist(),
+        right_by_size=[_share(hit, whole) for hit, whole in counts.regions.tolist()],
         tolerance=counts.tolerance,
     )
 

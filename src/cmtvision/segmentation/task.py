@@ -66,6 +66,7 @@ class SegmentationEvaluation(DenseEvaluation):
             "figures": asdict(self.figures),
             "confusion": self.counts.confusion.tolist(),
             "boundary": self.counts.boundary.tolist(),
+            "regions": self.counts.regions.tolist(),
         }
 
 

@@ -12,6 +12,7 @@ from cmtvision.segmentation.metrics import (
     count,
     figures,
     no_counts,
+    region_counts,
 )
 
 VOID = 255
@@ -116,6 +117,36 @@ def test_boundaries_are_those_of_a_slow_restatement():
         found = {point for point in edges(predicted, label) if truth[point] != VOID}
         expected = [sum(near(p, true) for p in found), len(found), sum(near(p, found) for p in true), len(true)]
         assert counts[label].tolist() == expected
+
+
+def test_regions_are_counted_by_size_as_a_loop_that_walks_them_counts():
+    truth = np.zeros((130, 130), dtype=int)
+    truth[:20, :20], truth[40:100, 40:100] = 1, 2  # 400 and 3,600 pixels of a background of 16,900
+    truth[102:106, 102:106], truth[106:110, 106:110] = 1, 1  # two squares that touch at a corner
+    truth[60:70, 60:70] = VOID
+    predicted = np.where(np.random.default_rng(0).random(truth.shape) < 0.3, 3, np.where(truth == VOID, 2, truth))
+
+    expected = np.zeros((3, 2), dtype=int)
+    left = {(y, x) for y, x in np.argwhere(truth != VOID).tolist()}
+    while left:
+        start = left.pop()
+        region, border = [start], [start]
+        while border:
+            y, x = border.pop()
+            for point in ((y, x + 1), (y, x - 1), (y + 1, x), (y - 1, x)):
+                if point in left and truth[point] == truth[start]:
+                    left.remove(point)
+                    region.append(point)
+                    border.append(point)
+        size = 0 if len(region) < 32**2 else 1 if len(region) < 96**2 else 2
+        expected[size] += [sum(truth[point] == predicted[point] for point in region), len(region)]
+
+    counts = region_counts(truth, predicted, 4, VOID)
+    np.testing.assert_array_equal(counts, expected)
+    assert counts[:, 1].tolist() == [400 + 2 * 16, 3500, 16900 - 3600 - 400 - 32]
+    found = figures(count(truth, predicted, 4, VOID)).right_by_size
+    assert found == [right / whole for right, whole in expected.tolist()]
+    assert figures(no_counts(4)).right_by_size == [None, None, None]
 
 
 def test_an_image_of_one_class_has_no_boundary():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, ThreadsOption
+from cmtvision.cli.arguments import DATA_HELP, JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine import Calibrated
@@ -20,7 +20,7 @@ def calibrate(  # typer reads options from the signature
     ] = "auto",
     threads: ThreadsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a calibration.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Calibrate a trained model on held-out images; `train` has done so already where it held some out.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP
+from cmtvision.cli.arguments import DATA_HELP, JsonOption
 
 _SHOWN = 5
 
@@ -23,7 +23,7 @@ def compare_runs(  # typer reads options from the signature
         Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page with pictures, too.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare two trained models image by image: is the difference more than chance?"""
     from cmtvision.cli import output

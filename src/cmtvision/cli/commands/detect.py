@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cmtvision.cli import dense
+from cmtvision.cli.arguments import JsonOption
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +33,7 @@ def evaluate(
     device: dense.DeviceOption = "auto",
     devices: dense.DevicesOption = 1,
     workers: dense.WorkersOption = None,
-    json: dense.JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure a trained detector on annotated images: COCO's AP."""
     dense.evaluate(context, _task, run, data, device, devices, json, split=split, workers=workers)
@@ -45,7 +46,7 @@ def predict(
     out: dense.DrawnOption = None,
     device: dense.DeviceOption = "auto",
     overwrite: dense.DrawOverOption = False,
-    json: dense.JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Find objects in images; a bad image is named on stderr, the others continue, and the exit code is 2."""
     from cmtvision.artefact.dense import DetectionPredictor

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, StreamsOption, ThreadsOption
+from cmtvision.cli.arguments import DATA_HELP, JsonOption, StreamsOption, ThreadsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine import Evaluation
@@ -27,7 +27,7 @@ def evaluate(  # typer reads options from the signature
     threads: ThreadsOption = None,
     streams: StreamsOption = None,
     devices: Annotated[int, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write every image's prediction to a CSV file.")
     ] = None,

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cmtvision.cli.arguments import JsonOption
+
 
 def explain(  # typer reads options from the signature
     model: Annotated[
@@ -33,7 +35,7 @@ def explain(  # typer reads options from the signature
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the PNG or the page.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Draw what a model looked at: the image beside its map, as a PNG file.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, OpenRecipeOption, SettingsOption
+from cmtvision.cli.arguments import DATA_HELP, JsonOption, OpenRecipeOption, SettingsOption
 
 if TYPE_CHECKING:
     from cmtvision.engine.lr_find import LrCurve
@@ -23,7 +23,7 @@ def lr_find(  # typer reads options from the signature
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write every step to a CSV file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace plot and CSV.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Find a learning rate: train for some steps with a growing one, and see where the loss falls fastest."""
     from cmtvision.cli import output

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP
+from cmtvision.cli.arguments import DATA_HELP, JsonOption
 
 if TYPE_CHECKING:
     from cmtvision.deploy.quantizing.quantized import Layer, Quantized
@@ -39,7 +39,7 @@ def quantize(  # typer reads options from the signature
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time to be fast for.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Which images are drawn.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
 ) -> None:
     """Quantise a model: int8 where it is safe and fast, measured on real images; refused where accuracy is lost."""

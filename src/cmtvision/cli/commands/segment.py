@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cmtvision.cli import dense
+from cmtvision.cli.arguments import JsonOption
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +35,7 @@ def evaluate(
     device: dense.DeviceOption = "auto",
     devices: dense.DevicesOption = 1,
     workers: dense.WorkersOption = None,
-    json: dense.JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure a trained segmenter on annotated images: mIoU and boundary F1."""
     dense.evaluate(context, _task, run, data, device, devices, json, split=split, window=window, workers=workers)
@@ -47,7 +48,7 @@ def predict(
     window: dense.WindowOption = None,
     device: dense.DeviceOption = "auto",
     overwrite: dense.DrawOverOption = False,
-    json: dense.JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Label the pixels of images; a bad image is named on stderr, the others continue, and the exit code is 2."""
     import numpy as np

@@ -2,13 +2,27 @@
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, LEAST_MINUTES, MOST_MINUTES, OpenRecipeOption, SettingsOption
+from cmtvision.cli.arguments import (
+    DATA_HELP,
+    LEAST_MINUTES,
+    MOST_MINUTES,
+    ChangedDataOption,
+    EpochsOption,
+    JsonOption,
+    OpenRecipeOption,
+    OverwriteRunOption,
+    ResumeOption,
+    RunFolderOption,
+    SeedOption,
+    SettingsOption,
+    TrainDeviceOption,
+    TrainDevicesOption,
+)
 
 if TYPE_CHECKING:
     from cmtvision.recipe import Recipe
@@ -25,29 +39,22 @@ def train(  # typer reads options from the signature
     ] = None,
     recipe: OpenRecipeOption = None,
     settings: SettingsOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder [runs/DATA-MODEL-TIME].")] = None,
+    out: RunFolderOption = None,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", metavar="N", min=LEAST_MINUTES, max=MOST_MINUTES, help="Finish within N minutes."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Short for --set schedule.epochs=N.")] = None,
+    epochs: EpochsOption = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", metavar="N|auto", help="Images at a time.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")] = None,
-    devices: Annotated[
-        int | None, typer.Option("--devices", min=1, help="Processes on this machine, one for each GPU [1].")
-    ] = None,
-    resume: Annotated[
-        Literal["no", "yes", "auto"],
-        typer.Option("--resume", metavar="[auto]", help="Resume the run in --out; auto: if there is one."),
-    ] = "no",
-    accept_changed_data: Annotated[
-        bool, typer.Option("--accept-changed-data", help="Resume although images were added or removed.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    device: TrainDeviceOption = None,
+    seed: SeedOption = None,
+    devices: TrainDevicesOption = None,
+    resume: ResumeOption = "no",
+    accept_changed_data: ChangedDataOption = False,
+    overwrite: OverwriteRunOption = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send the curves to Weights & Biases too.")] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Send the curves to MLflow too.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Train a classifier on your images; writes a run folder with model, curves and report.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtvision.cli.arguments import DATA_HELP, LEAST_MINUTES, MOST_MINUTES, OpenRecipeOption
+from cmtvision.cli.arguments import DATA_HELP, LEAST_MINUTES, MOST_MINUTES, JsonOption, OpenRecipeOption
 
 if TYPE_CHECKING:
     from cmtvision.study.optuna_study import Trial
@@ -49,7 +49,7 @@ def tune(  # typer reads options from the signature
         Literal["no", "yes", "auto"],
         typer.Option("--resume", metavar="[auto]", help="Resume the search in --out; auto: if there is one."),
     ] = "no",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Search for good settings: many trainings, compared on images held out of the training images."""
     from cmtvision.cli import output

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmtvision.cli.arguments import JsonOption
+
 if TYPE_CHECKING:
     from cmtvision.deploy import Verification
     from cmtvision.deploy.verifying_dense import DenseVerification
@@ -25,7 +27,7 @@ def verify(  # typer reads options from the signature
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare two models: preprocessing bit for bit, classes, logits in batches of 1, 2 and 7, decisions.
 

@@ -67,14 +67,3 @@ def build_dense(recipe: Recipe, num_classes: int, resume: bool) -> BuiltModel:
     cfg = timm.get_pretrained_cfg(model.arguments["backbone"], allow_unregistered=True)
     preprocess = build_preprocess(recipe, SimpleNamespace(pretrained_cfg=cfg.to_dict() if cfg is not None else {}))
     return BuiltModel(model, section.name, arguments, preprocess, (scene.eval_short_side, scene.eval_longest))
-
-
-_OWN = (
-    "fpn_width",
-    "finest_stride",
-    "anchor_scale",
-    "score_threshold",
-    "nms_threshold",
-    "max_detections",
-    "rois_per_image",
-)
