@@ -137,6 +137,8 @@ def test_what_is_found_is_drawn_and_printed(scenes, runs, tmp_path, kind):
         with Image.open(tmp_path / one["drawn"]) as picture:
             assert max(picture.size) >= 448
     assert_one_error(run_cli(kind, "predict", root / kind, "0.png", "--out", "drawn", cwd=tmp_path), "--overwrite")
+    done = run_cli(kind, "predict", root / kind, "0.png", "--out", "1.png", cwd=tmp_path)
+    assert_one_error(done, "1.png: is a file; name a folder")
     predictor = cmtvision.load(root / kind, device="cpu")
     assert predictor.card.task == {"detect": "detection", "segment": "segmentation"}[kind]
     assert len(predictor.predict([images[0], images[1]])) == 2
@@ -158,7 +160,9 @@ def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kin
     other = "segment" if kind == "detect" else "detect"
     assert_one_error(run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), "a model for")
     done = run_cli(kind, "train", scenes / kind, "--model", "cmt_nano", "--out", "x", cwd=tmp_path)
-    assert_one_error(done, "cmt_nano", "name a")
+    assert_one_error(done, "unknown", "did you mean cmt_nano_")
+    done = run_cli(kind, "train", scenes / kind, "--model", MODELS[other], "--out", "x", cwd=tmp_path)
+    assert_one_error(done, f"`cmtvision {other} train` trains it")
     assert_one_error(run_cli("train", scenes / kind, "--out", "x", cwd=tmp_path), f"cmtvision {kind} train")
     done = run_cli(*words(kind, scenes, "x", "--weights", str(root / kind)), cwd=tmp_path)
     assert_one_error(done, "no classifier")

@@ -329,11 +329,14 @@ def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
     """A function that writes a drawn image into a folder and gives its path; None where there is no folder.
 
     Raises:
-        ConfigError: a file that is there already.
+        ConfigError: a file that is there already, or one in the place of the folder.
         CheckpointError: one that cannot be written.
     """
+    from cmtvision.errors import ConfigError
     from cmtvision.files import atomic_write
 
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; name a folder to draw into")
     taken: set[str] = set()
 
     def draw(name: str, picture: Callable[[], "Image.Image"]) -> Path | None:

@@ -22,8 +22,9 @@ from cmtvision.engine.evaluation.outputs import Progress, eval_mode
 from cmtvision.engine.plan import RunPlan
 from cmtvision.engine.task import Judged, Objective, Place
 from cmtvision.errors import ConfigError
-from cmtvision.models.dense import is_detector
-from cmtvision.models.detectors import Detector
+from cmtvision.models.dense import is_segmenter
+from cmtvision.models.dense_names import split_name
+from cmtvision.models.detectors import KINDS, Detector
 from cmtvision.recipe import DataSection, Recipe
 
 
@@ -103,8 +104,10 @@ class DetectionTask(DenseTask):
 
     def check(self, recipe: Recipe) -> None:
         """Raise ConfigError for a network that is no detector."""
-        if not is_detector(recipe.model.name):
-            raise ConfigError(f"model.name: {recipe.model.name!r} finds no objects; name a detector: cmt_s_retinanet")
+        name = recipe.model.name
+        if is_segmenter(name):
+            raise ConfigError(f"model.name: {name!r} is a segmenter; `cmtvision segment train` trains it")
+        split_name(name, KINDS, "detector")
 
     def read(self, recipe: Recipe, data: str | Path) -> DetectionIndex:
         """See ``cmtvision.data.annotations.read_detection``."""

@@ -20,7 +20,9 @@ from cmtvision.engine.evaluation.outputs import Progress, eval_mode
 from cmtvision.engine.plan import RunPlan
 from cmtvision.engine.task import Judged, Objective, Place
 from cmtvision.errors import ConfigError
-from cmtvision.models.dense import is_segmenter
+from cmtvision.models.dense import is_detector
+from cmtvision.models.dense_names import split_name
+from cmtvision.models.segmenters import KINDS
 from cmtvision.recipe import DataSection, Recipe
 from cmtvision.segmentation.metrics import SegmentationCounts, SegmentationFigures, count, figures, no_counts
 
@@ -105,8 +107,10 @@ class SegmentationTask(DenseTask):
 
     def check(self, recipe: Recipe) -> None:
         """Raise ConfigError for a network that is no segmenter."""
-        if not is_segmenter(recipe.model.name):
-            raise ConfigError(f"model.name: {recipe.model.name!r} labels no pixels; name a segmenter: cmt_s_fpn")
+        name = recipe.model.name
+        if is_detector(name):
+            raise ConfigError(f"model.name: {name!r} is a detector; `cmtvision detect train` trains it")
+        split_name(name, KINDS, "segmenter")
 
     def dataset(
         self,
