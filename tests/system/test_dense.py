@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from cli_process import assert_one_error, run_cli
+from cli_process import assert_one_error, command_line, run_cli
 from PIL import Image
 
 import cmtvision
@@ -142,6 +143,17 @@ def test_what_is_found_is_drawn_and_printed(scenes, runs, tmp_path, kind):
     predictor = cmtvision.load(root / kind, device="cpu")
     assert predictor.card.task == {"detect": "detection", "segment": "segmentation"}[kind]
     assert len(predictor.predict([images[0], images[1]])) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_c_is_answered_in_words(runs, kind):
+    command = command_line(kind, "predict", runs[0] / kind, "-")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(3)  # it waits for an image
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.startswith("stopped by Ctrl-C")
 
 
 @pytest.mark.parametrize("kind", KINDS)

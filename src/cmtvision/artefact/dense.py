@@ -94,7 +94,7 @@ class DetectionPredictor(_DensePredictor):
         for one in each_image(images):
             prepared = self.inputs(one)
             image = torch.from_numpy(prepared.image).to(self.device)
-            yield find(self.network, image, prepared.scale, prepared.original).above(min_score)
+            yield find(self.network, image, prepared.scale, prepared.original, min_score).above(min_score)
 
 
 class SegmentationPredictor(_DensePredictor):
@@ -157,7 +157,13 @@ def open_model(
     return kinds[card.task].open(path, device, threads)
 
 
-def find(detector: Any, image: torch.Tensor, scale: tuple[float, float], original: tuple[int, int]) -> Detections:
+def find(
+    detector: Any,
+    image: torch.Tensor,
+    scale: tuple[float, float],
+    original: tuple[int, int],
+    min_score: float = 0.0,
+) -> Detections:
     """What a detector in eval mode finds in one image.
 
     Args:
@@ -165,22 +171,23 @@ def find(detector: Any, image: torch.Tensor, scale: tuple[float, float], origina
         image: (C, H, W), prepared, on its device.
         scale: (x, y) pixels of it for each of the original's.
         original: (height, width) of the original image.
+        min_score: findings that the network is less sure of are left out.
     """
     with torch.inference_mode():
         answer = detector([image])[0]
+        sure = answer["scores"] >= min_score
+        answer = {name: values[sure] for name, values in answer.items()}
     boxes = original_boxes(answer["boxes"].float().cpu().numpy(), scale, original)
     scores, labels = answer["scores"].float().cpu().numpy(), answer["labels"].cpu().numpy()
     masks = None if "masks" not in answer else _masks(answer["masks"].float().cpu(), original)
     return detections(boxes, scores, labels, masks)
 
 
-def _masks(masks: torch.Tensor, original: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Probabilities (N, 1, H, W) of the input's pixels as masks (N, height, width) of the original's."""
-    found = np.zeros((len(masks), *original), dtype=np.bool_)
-    for place, mask in enumerate(masks):  # one by one: a hundred of a large image in floats would fill the memory
+def _masks(masks: torch.Tensor, original: tuple[int, int]) -> Iterator[npt.NDArray[np.bool_]]:
+    """Probabilities (N, 1, H, W) of the input's pixels as masks (height, width) of the original's, one by one."""
+    for mask in masks:
         whole = F.interpolate(mask[None], size=original, mode="bilinear", align_corners=False)[0, 0]
-        found[place] = (whole >= MASK_LEVEL).numpy()
-    return found
+        yield (whole >= MASK_LEVEL).numpy()
 
 
 def class_map(

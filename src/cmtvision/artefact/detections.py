@@ -22,7 +22,7 @@ class Detections:
         scores: (N,) float32 confidences.
         labels: (N,) int64 class numbers.
         masks: N masks as COCO's compressed run lengths; None where none were asked for.
-        size: (height, width) of the masks' image; (0, 0) without masks.
+        size: (height, width) of the masks' image; (0, 0) where there is none.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -46,7 +46,10 @@ class Detections:
 
 
 def detections(
-    boxes: npt.ArrayLike, scores: npt.ArrayLike, labels: npt.ArrayLike, masks: npt.NDArray[np.bool_] | None = None
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    masks: Iterable[npt.NDArray[np.bool_]] | None = None,
 ) -> Detections:
     """What was found in one image, checked and made small.
 
@@ -54,7 +57,7 @@ def detections(
         boxes: (N, 4) x, y, x, y in pixels of the upright original image.
         scores: (N,) confidences.
         labels: (N,) class numbers.
-        masks: (N, H, W) bool, in the original image.
+        masks: N of (H, W) bool, in the original image; taken one by one, as a hundred of a large photo fill the memory.
 
     Raises:
         DataError: shapes that do not belong together, numbers that are not finite.
@@ -70,10 +73,15 @@ def detections(
         raise DataError("detections: a box or score is not a finite number; the network diverged")
     if masks is None:
         return Detections(corners, confidence, classes)
-    if masks.ndim != 3 or len(masks) != len(corners):
-        raise DataError(f"detections: masks {masks.shape}, expected ({len(corners)}, H, W)")
-    text = tuple(counts_to_text(encode_counts(mask)) for mask in masks.astype(np.bool_))
-    return Detections(corners, confidence, classes, text, (masks.shape[1], masks.shape[2]))
+    size, text = (0, 0), list[str]()
+    for mask in masks:
+        if mask.ndim != 2 or (text and mask.shape != size):
+            raise DataError(f"detections: a mask {mask.shape}, expected (H, W), the same for all")
+        size = (mask.shape[0], mask.shape[1])
+        text.append(counts_to_text(encode_counts(mask.astype(np.bool_))))
+    if len(text) != len(corners):
+        raise DataError(f"detections: {len(text)} masks of {len(corners)} boxes")
+    return Detections(corners, confidence, classes, tuple(text), size)
 
 
 def merged(parts: Iterable[Mapping[int, Detections]]) -> dict[int, Detections]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -13,7 +13,7 @@ from cmtvision.cli.commands.check_data import check_data
 from cmtvision.cli.commands.compare import compare
 from cmtvision.cli.commands.compare_runs import compare_runs
 from cmtvision.cli.commands.convert import convert
-from cmtvision.cli.commands.detect import app as detect
+from cmtvision.cli.commands.detect import COMMANDS as DETECT
 from cmtvision.cli.commands.doctor import doctor
 from cmtvision.cli.commands.evaluate import evaluate
 from cmtvision.cli.commands.explain import explain
@@ -27,7 +27,7 @@ from cmtvision.cli.commands.recipes import recipes
 from cmtvision.cli.commands.report import report
 from cmtvision.cli.commands.sample_data import sample_data
 from cmtvision.cli.commands.scale import scale
-from cmtvision.cli.commands.segment import app as segment
+from cmtvision.cli.commands.segment import COMMANDS as SEGMENT
 from cmtvision.cli.commands.shard import shard
 from cmtvision.cli.commands.train import train
 from cmtvision.cli.commands.tune import tune
@@ -63,9 +63,8 @@ def _options(
         raise typer.Exit(2)
 
 
-_DETECT = "Find objects in images: train, eval and predict as for classifiers, on images with boxes."
-_SEGMENT = "Say what each pixel of an image is: train, eval and predict as for classifiers, on images with masks."
-_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+_Commands: TypeAlias = dict[str, tuple[Callable[..., None], str]]
+_COMMANDS: _Commands = {
     "sample-data": (sample_data, "Write real images to start with."),
     "shard": (shard, "Write images as tar shards."),
     "check-data": (check_data, "Find what is wrong with your images."),
@@ -91,7 +90,21 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "convert": (convert, "Convert weights between files."),
     "doctor": (doctor, "Check this machine and its packages."),
 }
-for _name, (_function, _summary) in _COMMANDS.items():
-    app.command(_name, short_help=_summary)(interruptible(_function))
-app.add_typer(detect, name="detect", short_help="Find objects: detect train, eval, predict.", help=_DETECT)
-app.add_typer(segment, name="segment", short_help="Label pixels: segment train, eval, predict.", help=_SEGMENT)
+_DETECT = "Find objects in images: train, eval and predict as for classifiers, on images with boxes."
+_SEGMENT = "Say what each pixel of an image is: train, eval and predict as for classifiers, on images with masks."
+_GROUPS: dict[str, tuple[_Commands, str, str]] = {
+    "detect": (DETECT, "Find objects: detect train, eval, predict.", _DETECT),
+    "segment": (SEGMENT, "Label pixels: segment train, eval, predict.", _SEGMENT),
+}
+
+
+def _add(group: typer.Typer, commands: _Commands) -> None:
+    for name, (function, summary) in commands.items():
+        group.command(name, short_help=summary)(interruptible(function))
+
+
+_add(app, _COMMANDS)
+for _name, (_commands, _summary, _help) in _GROUPS.items():
+    _group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    _add(_group, _commands)
+    app.add_typer(_group, name=_name, short_help=_summary, help=_help)

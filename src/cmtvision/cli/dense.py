@@ -99,7 +99,7 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
         overwrite: OverwriteRunOption = False,
         json: JsonOption = False,
     ) -> None:
-        from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume
+        from cmtvision.cli.plan import STOPPED_PLANNING, default_out, merged_overrides, recipe_to_resume
         from cmtvision.cli.resuming import recipe_there
         from cmtvision.recipe import load_recipe
 
@@ -122,7 +122,10 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             known = recipe_there(out, recipe, settings, None, words.recipe) if resume == "auto" else None
         settled = known or load_recipe(recipe or words.recipe, settings or [])
         if known is None and recipe is None:
-            settled, index = _sized(task(), settled, data, words.recipe, settings or [])
+            try:
+                settled, index = _sized(task(), settled, data, words.recipe, settings or [])
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(STOPPED_PLANNING) from None
         resumed = resume == "yes" or (resume == "auto" and out is not None and any(out.glob("checkpoints/*.ckpt")))
         folder = out or default_out(data, settled)
         count = devices or 1

@@ -25,6 +25,7 @@ _OPTION = {
     "seed": "--seed",
 }
 _WARMUP_SHARE = 0.1
+STOPPED_PLANNING = "stopped by Ctrl-C while the run was planned; nothing was written, start again with the same command"
 
 
 def merged_overrides(recipe: str | None, settings: Sequence[str], shorthands: Mapping[str, Any]) -> list[str]:

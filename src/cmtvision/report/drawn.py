@@ -38,9 +38,11 @@ def with_boxes(picture: Image.Image, found: Detections, classes: Sequence[str], 
     factor = _factor(picture)
     drawn = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if found.masks is not None:
+        pixels = np.array(drawn)
         for text, label in zip(reversed(found.masks), reversed(found.labels.tolist()), strict=True):
             mask = decode_counts(counts_from_text(text), *found.size)
-            drawn = _tinted(drawn, mask.repeat(factor, axis=0).repeat(factor, axis=1), colour_of(label))
+            _tint(pixels, mask.repeat(factor, axis=0).repeat(factor, axis=1), colour_of(label))
+        drawn = Image.fromarray(pixels)
     canvas = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(max(11, round(max(drawn.size) / 60)))
     width = max(2, round(max(drawn.size) / 400))
@@ -72,7 +74,6 @@ def _factor(picture: Image.Image) -> int:
     return max(1, round(_LEAST_SIDE / max(picture.size)))
 
 
-def _tinted(picture: Image.Image, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> Image.Image:
-    pixels = np.asarray(picture, np.float32).copy()
-    pixels[mask] = pixels[mask] * (1 - _OPACITY) + np.array(colour, np.float32) * _OPACITY
-    return Image.fromarray(pixels.round().astype(np.uint8))
+def _tint(pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+    mixed = pixels[mask] * (1 - _OPACITY) + np.array(colour, np.float32) * _OPACITY
+    pixels[mask] = mixed.round().astype(np.uint8)

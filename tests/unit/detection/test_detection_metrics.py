@@ -218,7 +218,9 @@ def test_what_cannot_be_counted_is_refused_in_one_line(monkeypatch):
         ([[0, 0, 1, 1]], [0.5, 0.5], [0], None, r"boxes \(1, 4\), scores \(2,\)"),
         ([[0, 0, np.nan, 1]], [0.5], [0], None, "not a finite number"),
         ([[0, 0, 1, 1]], [np.inf], [0], None, "not a finite number"),
-        ([[0, 0, 1, 1]], [0.5], [0], np.zeros((2, 5, 5), dtype=bool), r"masks \(2, 5, 5\), expected \(1, H, W\)"),
+        ([[0, 0, 1, 1]], [0.5], [0], np.zeros((2, 5, 5), dtype=bool), "2 masks of 1 boxes"),
+        ([[0, 0, 1, 1]], [0.5], [0], np.zeros((5, 5), dtype=bool), r"a mask \(5,\), expected \(H, W\)"),
+        ([[0, 0, 1, 1]] * 2, [0.5] * 2, [0, 0], [np.zeros((5, 5), bool), np.zeros((5, 6), bool)], "the same for all"),
     ],
 )
 def test_detections_are_checked(boxes, scores, labels, masks, message):

@@ -1,5 +1,6 @@
 """``cmtvision detect``: find objects in images."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from cmtvision.engine.dense.task import DenseTask
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _WORDS = dense.Words(
     "detect", "detector", "cmt_s_retinanet", "Folder in COCO, YOLO or Pascal VOC format, or a COCO .json."
 )
@@ -71,6 +71,8 @@ def predict(
     dense.predict(images, answer, out, overwrite, json)
 
 
-app.command("train", short_help="Train a detector on your images.")(dense.train_command(_WORDS, _task))
-app.command("eval", short_help="Measure a trained detector.")(evaluate)
-app.command("predict", short_help="Find objects in images.")(predict)
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "train": (dense.train_command(_WORDS, _task), "Train a detector on your images."),
+    "eval": (evaluate, "Measure a trained detector."),
+    "predict": (predict, "Find objects in images."),
+}

@@ -1,5 +1,6 @@
 """``cmtvision segment``: say what each pixel of an image is."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from cmtvision.engine.dense.task import DenseTask
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _WORDS = dense.Words(
     "segment", "segmenter", "cmt_s_fpn", "Folder of images and masks, or in COCO or Pascal VOC format."
 )
@@ -68,6 +68,8 @@ def predict(
     dense.predict(images, answer, out, overwrite, json)
 
 
-app.command("train", short_help="Train a segmenter on your images.")(dense.train_command(_WORDS, _task))
-app.command("eval", short_help="Measure a trained segmenter.")(evaluate)
-app.command("predict", short_help="Label the pixels of images.")(predict)
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "train": (dense.train_command(_WORDS, _task), "Train a segmenter on your images."),
+    "eval": (evaluate, "Measure a trained segmenter."),
+    "predict": (predict, "Label the pixels of images."),
+}

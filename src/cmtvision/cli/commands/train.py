@@ -63,7 +63,14 @@ def train(  # typer reads options from the signature
     """
     from cmtvision.cli import launch, output
     from cmtvision.cli.outcome import as_json, report_left_out, say_outcome
-    from cmtvision.cli.plan import default_out, merged_overrides, recipe_to_resume, settled, show_plan
+    from cmtvision.cli.plan import (
+        STOPPED_PLANNING,
+        default_out,
+        merged_overrides,
+        recipe_to_resume,
+        settled,
+        show_plan,
+    )
     from cmtvision.cli.resuming import recipe_there
 
     began = context.meta.get(output.BEGAN, time.perf_counter()) - launch.seconds_before()
@@ -107,9 +114,7 @@ def train(  # typer reads options from the signature
                 show_plan(chosen, data, folder, resumed, count, index)
             del index  # it may be long, and training makes its own: of files that were looked into
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "stopped by Ctrl-C while the run was planned; nothing was written, start again with the same command"
-            ) from None
+            raise KeyboardInterrupt(STOPPED_PLANNING) from None
         if starts_others:
             spent = time.perf_counter() - began
             raise typer.Exit(launch.launch_run(count, chosen.recipe, context.obj, folder, spent, new=known is None))
