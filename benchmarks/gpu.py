@@ -31,8 +31,8 @@ from timm.utils import reparameterize_model
 
 import cmtvision  # noqa: F401  # registers the models
 from cmtvision.bench.opening import captured
-from cmtvision.deploy.fusing.fuse import fuse
 from cmtvision.models.accelerate import accelerate
+from cmtvision.models.accelerate.fusing.fuse import fuse
 from cmtvision.models.accelerate.kernels import use_kernels
 
 STAGES = ((64, 1, 56), (128, 2, 28), (256, 4, 14), (512, 8, 7))  # channels, heads, side of the map

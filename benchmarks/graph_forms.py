@@ -21,7 +21,7 @@ from cmtvision.artefact.runtimes.openvino import import_openvino, openvino_core
 from cmtvision.bench.timing import spread
 from cmtvision.deploy.exporting.network import explicit_attention
 from cmtvision.deploy.exporting.onnx_file import write_onnx
-from cmtvision.deploy.fusing.fuse import fuse
+from cmtvision.models.accelerate.fusing.fuse import fuse
 
 ROUNDS, SECONDS, SIDE = 5, 0.6, 224
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}

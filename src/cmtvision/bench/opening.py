@@ -135,7 +135,7 @@ def _passes(
 
 def _fused(model: nn.Module, target: Target, input_size: tuple[int, int, int]) -> tuple[nn.Module, str | None]:
     """The fused network; where it cannot be, the network itself and why, unless fusing is what was asked for."""
-    from cmtvision.deploy.fusing.fuse import fuse
+    from cmtvision.models.accelerate.fusing.fuse import fuse
 
     dtype = _DTYPES.get(target.precision, torch.float32)
     # what is packed for oneDNN can neither be compiled nor take what autocast makes of a map

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 
 from cmtvision.artefact.runtimes.onnx import import_onnxruntime
 from cmtvision.artefact.runtimes.openvino import arithmetic_settings, capabilities, import_openvino, openvino_core
-from cmtvision.deploy.fusing.fused_layers import can_pack
 from cmtvision.errors import ConfigError
+from cmtvision.models.accelerate.fusing.fused_layers import can_pack
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 Step: TypeAlias = Callable[[], Any]

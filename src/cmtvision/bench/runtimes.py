@@ -2,7 +2,7 @@
 
 eager          PyTorch as timm gives the network: NCHW, nothing else; what ratios are taken against
 channels-last  the same network in channels-last memory
-fused          cmtvision.deploy.fusing.fuse, channels-last
+fused          cmtvision.models.accelerate.fusing.fuse, channels-last
 compiled       torch.compile of the fused network (of the channels-last one where it cannot be fused), weights frozen
 cuda-graph     the same network replayed as one CUDA graph
 torch, onnx, openvino    exports, written by cmtvision.deploy.exporting.export and verified before they are timed

@@ -6,10 +6,10 @@ once: a module imported later would take its function's place.
 
 from cmtvision.deploy.bundling.bundle import export_bundle, write_bundle
 from cmtvision.deploy.exporting.export import Exported, export
-from cmtvision.deploy.fusing.fuse import fuse
 from cmtvision.deploy.quantizing.quantize import quantize
 from cmtvision.deploy.quantizing.quantized import Quantized
 from cmtvision.deploy.verifying import Verification, verify
+from cmtvision.models.accelerate.fusing.fuse import fuse
 
 __all__ = [
     "Exported",

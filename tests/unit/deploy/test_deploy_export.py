@@ -17,7 +17,7 @@ from cmtvision.data import Preprocess
 from cmtvision.data.idx import read_idx
 from cmtvision.deploy import export as export_function
 from cmtvision.deploy.exporting import onnx_file
-from cmtvision.deploy.fusing.graph import export_form
+from cmtvision.deploy.exporting.form import export_form
 from cmtvision.errors import CheckpointError, ConfigError, ExportError
 from cmtvision.machine import instruction_sets
 from random_weights import randomise

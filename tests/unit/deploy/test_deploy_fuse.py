@@ -8,9 +8,9 @@ import timm
 import torch
 
 import cmtvision  # noqa: F401  registers the models
-from cmtvision.deploy.fusing.fuse import fuse
-from cmtvision.deploy.fusing.fused_layers import FusedConv
 from cmtvision.errors import ConfigError
+from cmtvision.models.accelerate.fusing.fuse import fuse
+from cmtvision.models.accelerate.fusing.fused_layers import FusedConv
 from random_weights import randomise
 
 TOLERANCE = 1e-5  # of the largest logit

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import cmtvision  # noqa: F401  # registers the models
-from cmtvision.deploy.fusing.fuse import fuse
 from cmtvision.explain import attention_maps, position_bias
 from cmtvision.models.accelerate import accelerate
+from cmtvision.models.accelerate.fusing.fuse import fuse
 from cmtvision.models.cmt.lmhsa import fused_attention
 from cmtvision.models.cmt.position import PositionBias, bias_factors, resample_bias_grid, whole_bias
 from cmtvision.models.frozen_norms import hold_norms

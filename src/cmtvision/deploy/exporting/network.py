@@ -15,7 +15,7 @@ from torch import nn
 
 from cmtvision.artefact.card import RuntimeName
 from cmtvision.data import Preprocess
-from cmtvision.deploy.fusing.graph import export_form
+from cmtvision.deploy.exporting.form import export_form
 
 __all__ = ["ExportNetwork", "Precision", "RuntimeName", "explicit_attention", "network_to_export"]
 

@@ -11,7 +11,7 @@ import copy
 from timm.models import reparameterize_model
 from torch import nn
 
-from cmtvision.deploy.fusing.fuse import fuse
+from cmtvision.models.accelerate.fusing.fuse import fuse
 from cmtvision.models.cmt import CMT
 from cmtvision.models.cmt.position import Grid
 

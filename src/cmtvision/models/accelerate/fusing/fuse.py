@@ -18,8 +18,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from cmtvision.deploy.fusing.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep
 from cmtvision.errors import ConfigError
+from cmtvision.models.accelerate.fusing.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep
 from cmtvision.models.cmt import CMT
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention, fused_attention
@@ -98,10 +98,17 @@ class FusedCMT(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
-        given = x.dtype
+        return self.forward_head(self.forward_features(x)).to(x.dtype)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) -> features (B, num_features, H/32, W/32), in the network's type."""
         x = x.to(next(self._layers()).weight.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        x = self.final(self.stages(self.stem(x)))  # (B, H/32, W/32, head width)
-        return self.head(self.global_pool(x.permute(0, 3, 1, 2))).to(given)
+        return self.final(self.stages(self.stem(x))).permute(0, 3, 1, 2)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Features (B, num_features, H/32, W/32) -> logits (B, num_classes), or the pooled vector before them."""
+        x = self.global_pool(x)
+        return x if pre_logits else self.head(x)
 
 
 class FusedStage(nn.Module):
