@@ -5,12 +5,16 @@ holds for the groups in it too, so all of them up to the root count, and the tig
 Python's process pools respect the affinity only.
 """
 
+import ctypes
 import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 SPIN = "2000"
 """Turns that an OpenMP thread waits in a loop before it sleeps; see ``sleep_soon``."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt's settings, in malloc.h
+BLAS_SPIN = "4"
+"""The same for OpenBLAS, as a power of two; the least that it takes."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _COMPILED = (
@@ -106,15 +110,30 @@ def onednn_lacks_bf16() -> bool:
 
 
 def sleep_soon(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let OpenMP's threads sleep soon after they run out of work, unless the user has chosen how they wait.
+    """Let threads of OpenMP and of NumPy's OpenBLAS sleep soon after they run out of work, unless the user has chosen.
 
     A thread that waits in a loop takes a processor away from whoever has work: another program, a loader process, or
     the thread that it waits for. GNU's OpenMP, which PyTorch for Linux brings, waits for milliseconds; ``SPIN`` turns
     are far fewer, and cost nothing when idle (benchmarks/records/busy-cpu.json). It reads the setting when it is
-    loaded, so this comes before torch is imported, and child processes inherit it.
+    loaded, so this comes before torch is imported, and child processes inherit it. OpenBLAS waits for 2 ** 26 turns.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPIN
+    environment.setdefault("OPENBLAS_THREAD_TIMEOUT", BLAS_SPIN)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, for the next maps of a network: nothing is asked of the system then.
+
+    Otherwise glibc asks for every large map and returns it, and the system fills it with zeros each time. On other
+    systems this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _onednn_bound() -> str:

@@ -130,13 +130,20 @@ AnyPredictor = Predictor | DetectionPredictor | SegmentationPredictor
 
 
 def open_model(
-    path: str | Path, device: str = "auto", threads: int | None = None, streams: int | None = None
+    path: str | Path,
+    device: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+    plain: bool = False,
 ) -> AnyPredictor:
     """Open a model for prediction, whatever its task: a run folder, an artefact, an export, a bundle.
 
     Args:
         path: the folder, or the model's file in it.
         device, threads, streams: see ``cmtvision.artefact.runtimes.open.open_runtime``.
+        plain: compute a classifier's run as it was trained, layer by layer, not in the fastest form that gives the same
+            numbers to 1e-5 of the largest (see ``cmtvision.artefact.runtimes.fast``). Detectors and segmenters always
+            are.
 
     Returns:
         A ``Predictor`` of a classifier, a ``DetectionPredictor`` or a ``SegmentationPredictor``.
@@ -152,7 +159,7 @@ def open_model(
         "segmentation": SegmentationPredictor,
     }
     if card.task not in kinds:
-        return load_card(card, folder, device, threads, streams)
+        return load_card(card, folder, device, threads, streams, plain)
     check_options(card, threads, streams)
     return kinds[card.task].open(path, device, threads)
 

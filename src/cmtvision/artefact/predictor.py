@@ -1,10 +1,10 @@
 """Images in, labels out: a trained model behind one small interface, whatever runs it."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,18 @@ from cmtvision.artefact.files import MODEL_FILE, Artefact, artefact_of
 from cmtvision.artefact.pixels import PixelInput
 from cmtvision.artefact.prediction import Prediction
 from cmtvision.artefact.runtimes.base import Runtime
+from cmtvision.artefact.runtimes.fast import FastRuntime
 from cmtvision.artefact.runtimes.open import check_options, open_runtime
-from cmtvision.artefact.runtimes.torch import NetworkRuntime, pick_device, set_threads
+from cmtvision.artefact.runtimes.torch import NetworkRuntime, pick_device
 from cmtvision.data import ImageSource, Preprocess, each_image
+from cmtvision.data.ahead import ahead
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.trust.answers import NOTHING_MORE, Ask, answers
 from cmtvision.trust.block import TrustBlock
 from cmtvision.trust.conformal import SetKind
 from cmtvision.trust.familiarity import neighbour_distance, of_unit_length
+
+Item = TypeVar("Item")
 
 __all__ = ["CALIBRATE", "THRESHOLD", "Ask", "Prediction", "Predictor", "load", "pick_device"]
 
@@ -146,12 +150,22 @@ class Predictor:
         batch_size: int = 32,
         ask: Ask = NOTHING_MORE,
     ) -> Iterator[Prediction]:
-        """Like predict, one prediction after another, holding one batch in memory."""
-        batches = _batched(each_image(images), _at_least_one("batch_size", batch_size))
+        """Like predict, one prediction after another, holding a few batches in memory.
+
+        Images of a list are prepared while the network computes those before them; anything else that gives images is
+        asked for the next batch only when the one before has been answered.
+        """
+        batch_size = _at_least_one("batch_size", batch_size)
         top_k = _at_least_one("top_k", top_k)
         self.check_ask(ask)
-        examined = (self.examine(torch.from_numpy(np.stack([self.inputs(one) for one in batch]))) for batch in batches)
+        pixels = ahead(self.inputs.prepare, each_image(images), self.preprocess, batch_size)
+        batches = _batched(pixels, batch_size)
+        examined = (self.examine(self.batch_of(batch)) for batch in batches)
         return (found for logits, features in examined for found in self.decide(logits, top_k, features, ask))
+
+    def batch_of(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
+        """What ``forward`` takes, of the pixels of some images that ``inputs.prepare`` has prepared."""
+        return torch.from_numpy(np.stack([self.inputs.finish(one) for one in pixels]))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) as probabilities: softmax with the temperature, or of a multi-label model the sigmoid."""
@@ -228,7 +242,13 @@ class Predictor:
         return neighbour_distance(of_unit_length(features), self._familiar, trust.distance.neighbours)
 
 
-def load(path: str | Path, device: str = "auto", threads: int | None = None, streams: int | None = None) -> Predictor:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+    plain: bool = False,
+) -> Predictor:
     """Open a model for prediction: a run folder, an artefact, an export, a bundle, or the model's file in one of them.
 
     A .pt2 export is a program; open only those that you trust.
@@ -236,6 +256,8 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, str
     Args:
         path: the folder or file.
         device, threads, streams: see ``cmtvision.artefact.runtimes.open.open_runtime``.
+        plain: compute a run as it was trained, layer by layer, not in the fastest form that gives the same numbers to
+            1e-5 of the largest (see ``cmtvision.artefact.runtimes.fast``).
 
     Raises:
         CheckpointError: nothing there that this version can open.
@@ -243,7 +265,7 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, str
     """
     folder = model_folder(path)
     card = read_named_card(path)
-    return load_card(card, folder, device, threads, streams)
+    return load_card(card, folder, device, threads, streams, plain)
 
 
 def read_named_card(path: str | Path) -> Card:
@@ -256,14 +278,21 @@ def read_named_card(path: str | Path) -> Card:
 
 
 def load_card(
-    card: Card, folder: Path, device: str = "auto", threads: int | None = None, streams: int | None = None
+    card: Card,
+    folder: Path,
+    device: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+    plain: bool = False,
 ) -> Predictor:
     """Open the model in a folder whose card has been read. Raises as ``load`` does."""
     card.check_classifier(folder)
     if card.export is None:
         check_options(card, threads, streams)
-        set_threads(threads)
-        return Predictor(artefact_of(card, folder), device, familiar=read_features(folder, card))
+        artefact = artefact_of(card, folder)
+        kind = NetworkRuntime if plain else FastRuntime
+        runtime = kind(artefact.model, device, threads)
+        return Predictor(artefact, runtime=runtime, familiar=read_features(folder, card))
     return Predictor(card, runtime=open_runtime(folder, card, device, threads, streams))
 
 
@@ -277,8 +306,8 @@ def _at_least_one(name: str, value: SupportsIndex) -> int:
     return number
 
 
-def _batched(images: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    batch: list[ImageSource] = []
+def _batched(images: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
     for image in images:
         batch.append(image)
         if len(batch) == size:

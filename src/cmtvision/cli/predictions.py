@@ -1,9 +1,9 @@
 """Predicting a stream of images in batches and printing text, CSV or JSON, each line as soon as it is known."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmtvision.cli.faults import printable
@@ -12,10 +12,12 @@ from cmtvision.cli.sources import Source
 from cmtvision.errors import DataError
 
 if TYPE_CHECKING:
-    from cmtvision.artefact import Predictor
+    from cmtvision.artefact import Prediction, Predictor
+    from cmtvision.data import Preprocess
     from cmtvision.trust.answers import Ask
 
 Top = list[tuple[str, float]]
+CARD_FILE = "model.json"
 _SHOWN = 10  # classes of a set; --json and --csv have all
 _MORE = ("set", "unsure", "energy", "distance", "familiarity")
 
@@ -51,43 +53,74 @@ class View(Protocol):
         """Show what is left."""
 
 
-def predict_each(
-    predictor: "Predictor",
-    first: Source,
-    others: Iterator[Source],
-    top: int,
-    batch_size: int,
-    ask: "Ask | None" = None,
-) -> Iterator[Outcome | BadImageError]:
-    """Predict a stream of images, one batch at a time; an unreadable one is returned as an error."""
-    waiting: list[tuple[str, Any]] = []
-    for source in chain([first], others):
+Prepared = tuple[str, Any]
+"""An image's name, and its pixels (H, W, C) or its BadImageError."""
+
+
+def opened(sources: Iterable[Source], preprocess: "Preprocess", batch_size: int) -> Iterator[Prepared]:
+    """Images in their order, each opened and prepared before its turn; see ``cmtvision.data.ahead``."""
+    from cmtvision.data.ahead import ahead
+
+    def prepare(source: Source) -> Prepared:
         try:
             if isinstance(source.content, DataError):
                 raise source.content
-            waiting.append((source.name, predictor.inputs(source.content)))
+            return source.name, preprocess.prepare(source.content)
         except DataError as error:
-            yield from _batch(predictor, waiting, top, ask)
-            waiting = []
-            yield BadImageError(source.name, str(error))
+            return source.name, BadImageError(source.name, str(error))
+
+    return ahead(prepare, sources, preprocess, batch_size)
+
+
+def opened_early(run: Path, sources: Iterable[Source], batch_size: int) -> Iterator[Prepared] | None:
+    """``opened`` for a model that is still to be loaded, which takes seconds, PyTorch's import most of them.
+
+    None where it cannot be begun: the images do not all come from files, or the card cannot be read, which whoever
+    loads the model will say.
+    """
+    import json
+
+    from cmtvision.data import Preprocess
+
+    if not isinstance(sources, list):
+        return None
+    try:
+        text = ((run if run.is_dir() else run.parent) / CARD_FILE).read_text("utf-8")
+        return opened(sources, Preprocess.from_dict(json.loads(text)["preprocess"]), batch_size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
+        return None
+
+
+def predict_each(
+    predictor: "Predictor", images: Iterable[Prepared], top: int, batch_size: int, ask: "Ask | None" = None
+) -> Iterator[Outcome | BadImageError]:
+    """Predict images in their order, one batch at a time; an unreadable one is returned as an error."""
+    waiting: list[Prepared] = []
+    for one in images:
+        waiting.append(one)
         if len(waiting) == batch_size:
             yield from _batch(predictor, waiting, top, ask)
             waiting = []
     yield from _batch(predictor, waiting, top, ask)
 
 
-def _batch(predictor: "Predictor", waiting: list[tuple[str, Any]], top: int, ask: "Ask | None") -> Iterator[Outcome]:
-    import numpy as np
-    import torch
-
+def _batch(
+    predictor: "Predictor", waiting: list[Prepared], top: int, ask: "Ask | None"
+) -> Iterator[Outcome | BadImageError]:
     from cmtvision.trust.answers import Ask
 
-    if not waiting:
-        return
-    logits, features = predictor.examine(torch.from_numpy(np.stack([pixels for _, pixels in waiting])))
+    inputs = [pixels for _, pixels in waiting if not isinstance(pixels, BadImageError)]
     several = predictor.task == "multi-label"
     named = len(predictor.classes) if several else top  # it may decide for more than --top
-    for (name, _), found in zip(waiting, predictor.decide(logits, named, features, ask or Ask()), strict=True):
+    said: Iterator[Prediction] = iter(())
+    if inputs:
+        logits, features = predictor.examine(predictor.batch_of(inputs))
+        said = iter(predictor.decide(logits, named, features, ask or Ask()))
+    for name, pixels in waiting:
+        if isinstance(pixels, BadImageError):
+            yield pixels
+            continue
+        found = next(said)
         more = {key: getattr(found, key) for key in _MORE if getattr(found, key) is not None}
         yield Outcome(name, found.top[:top], found.top[: len(found.labels)], more)
 

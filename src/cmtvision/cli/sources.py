@@ -3,13 +3,14 @@
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from cmtvision.errors import DataError
 
-_STDIN = "-"
+STDIN = "-"
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
 
@@ -20,13 +21,23 @@ class Source(NamedTuple):
     content: Path | bytes | DataError
 
 
-def find_images(words: Sequence[str]) -> Iterator[Source]:
+def find_images(words: Sequence[str]) -> Iterable[Source]:
     """Every image named by the given words, in their order; those of a folder in the order of their names.
 
-    A word without an image gives a source whose content is the error, so that the others continue.
+    A word without an image gives a source whose content is the error, so that the others continue. They are a list,
+    unless standard input is among the words, which may be a person, or a pipe that never ends.
     """
-    for word in words:
-        yield from _from_stdin() if word == _STDIN else _from_word(word)
+    found = (source for word in words for source in (_from_stdin() if word == STDIN else _from_word(word)))
+    return found if STDIN in words else list(found)
+
+
+def peeked(sources: Iterable[Source]) -> tuple[Source, Iterable[Source]]:
+    """The first of some sources, and all of them."""
+    if isinstance(sources, list):
+        return sources[0], sources
+    others = iter(sources)
+    first = next(others)
+    return first, chain([first], others)
 
 
 def is_image(head: bytes) -> bool:

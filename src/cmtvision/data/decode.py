@@ -175,8 +175,8 @@ def each_image(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSou
 
 def is_tensor(source: object) -> TypeGuard[Tensor]:
     """Whether this is a torch tensor; PyTorch is not imported for it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.Tensor)
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # none yet while another thread imports it
+    return tensor is not None and isinstance(source, tensor)
 
 
 def as_array(tensor: Tensor, channels: Collection[int]) -> npt.NDArray[Any]:

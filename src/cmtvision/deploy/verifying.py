@@ -172,7 +172,7 @@ def verify_classifiers(
     if not batches or min(batches) < 1:
         raise ConfigError(f"batches {list(batches)}: expected sizes of 1 and more")
     check_tolerance(tolerance)
-    first, second = (one if isinstance(one, Predictor) else load(one, device) for one in (a, b))
+    first, second = (one if isinstance(one, Predictor) else load(one, device, plain=True) for one in (a, b))
     if images is not None:
         chosen: Sequence[ImageSource] = choose(find_images(images), num_images)
     else:

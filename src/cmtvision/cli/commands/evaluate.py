@@ -44,7 +44,9 @@ def evaluate(  # typer reads options from the signature
     if csv is not None and launch.is_first():
         output.refuse_overwrite(csv, overwrite)
     from cmtvision import engine
+    from cmtvision.machine import keep_freed_memory
 
+    keep_freed_memory()
     how: dict[str, Any] = {"split": split, "batch_size": batch_size}
     how |= {"device": device, "threads": threads, "streams": streams}
     if not launch.is_first():

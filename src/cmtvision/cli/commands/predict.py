@@ -51,18 +51,20 @@ def predict(  # typer reads options from the signature
     """
     from cmtvision.cli.faults import USAGE, say
     from cmtvision.cli.output import note
-    from cmtvision.cli.predictions import CsvRows, JsonDocument, TextRows, View, predict_each
-    from cmtvision.cli.sources import find_images
+    from cmtvision.cli.predictions import CsvRows, JsonDocument, TextRows, View, opened, opened_early, predict_each
+    from cmtvision.cli.sources import find_images, peeked
     from cmtvision.cli.trust_lines import not_calibrated_line
     from cmtvision.errors import ConfigError, DataError
+    from cmtvision.machine import keep_freed_memory
 
     if json and csv:
         raise ConfigError("--json and --csv: both given; keep one")
     ask = _asked(conformal, sets, abstain)
-    found = find_images(images)
-    first = next(found)
+    first, found = peeked(find_images(images))
     if len(images) == 1 and isinstance(first.content, DataError):
         raise first.content  # before the model is loaded: a wrong path is answered at once
+    keep_freed_memory()
+    early = opened_early(run, found, batch_size)
 
     from cmtvision.artefact import load
     from cmtvision.trust.answers import assumptions, record
@@ -82,8 +84,9 @@ def predict(  # typer reads options from the signature
             note(line)
     elif not several:
         note(not_calibrated_line(run))
+    prepared = early or opened(found, predictor.preprocess, batch_size)
     faults = 0
-    for outcome in predict_each(predictor, first, found, top, batch_size, ask):
+    for outcome in predict_each(predictor, prepared, top, batch_size, ask):
         view.add(outcome)
         if isinstance(outcome, DataError):
             faults += 1
