@@ -107,6 +107,35 @@ def test_predict_takes_files_folders_globs_and_bytes_and_survives_bad_ones(train
     assert piped["predictions"][0]["label"] == by_name[str(photo)]["label"]
 
 
+def test_bad_images_keep_their_place_in_a_folder_that_is_opened_ahead(trained, mixed_photos, tmp_path):
+    run, _ = trained
+    everything = sorted(path for path in mixed_photos.rglob("*") if path.is_file())
+    done = run_cli("predict", run, *everything, "--json", "--batch-size", "4", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    bad = [row["image"] for row in found["failed"]]
+    assert bad == [str(mixed_photos / "sandal" / "torn.jpg"), str(mixed_photos / "trouser" / "notes.png")]
+    assert [row["image"] for row in found["predictions"]] == [str(one) for one in everything if str(one) not in bad]
+    one_by_one = json.loads(run_cli("predict", run, *everything, "--json", "--batch-size", "1", cwd=tmp_path).stdout)
+    for one, other in zip(found["predictions"], one_by_one["predictions"], strict=True):
+        assert one["label"] == other["label"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_who_gives_one_image_at_a_time_is_answered_before_the_next(trained, photos, tmp_path):
+    run, _ = trained
+    files = sorted((photos / "bag").iterdir())[:3]
+    words = command_line("predict", run, "-", "--batch-size", "1", "--csv", "--top", "1")
+    with subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        for number, file in enumerate(files):
+            child.stdin.write(f"{file}\n")
+            child.stdin.flush()
+            if number == 0:
+                assert child.stdout.readline().startswith("image,")
+            assert child.stdout.readline().startswith(f"{file},")
+        child.stdin.close()
+        assert child.wait(timeout=60) == 0
+
+
 def test_what_is_no_run_or_no_longer_whole_is_named(trained, mixed_photos, tmp_path):
     run, _ = trained
     broken = tmp_path / "broken"

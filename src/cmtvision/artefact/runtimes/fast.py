@@ -105,6 +105,8 @@ class _Fused(NetworkRuntime):
 def _same(found: Features, expected: Features) -> bool:
     if found is None or expected is None:
         return found is expected
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return False
     return bool(np.abs(found - expected).max() <= SAME * max(1.0, float(np.abs(expected).max())))
 
 
