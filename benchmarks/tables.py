@@ -6,6 +6,7 @@ pages are fresh (exit code 1 if not).
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -461,6 +462,25 @@ def gpu_kernels() -> str:
     return with_place(lines, "kernels-h100")
 
 
+def predict_folder() -> str:
+    """A folder of photos by the command, beside the version before and the parts of the work."""
+    found = record("predict-folder")
+    middle = {name: statistics.median(values) for name, values in found["seconds"].items()}
+    start = {name: statistics.median(values) for name, values in found["start_seconds"].items()}
+    parts = found["photos_per_second_of_parts"]
+    lines = [
+        f"| {found['photos']:,} photos of 500 x 375 px | |",
+        "|---|---|",
+        f"| the whole command | {middle['this']:.1f} s, before {middle['before']:.1f} s: {found['speedup']:.2f}x |",
+        f"| of which the start, with one photo | {start['this']:.1f} s (before {start['before']:.1f} s) |",
+        f"| after the start | {found['speedup_after_the_start']:.2f}x, {found['of_the_limit']:.0%} of the limit |",
+        f"| opening, resizing and cropping alone | {parts['prepare']:,} photos/s |",
+        f"| the network alone | {parts['network']:,} images/s (plain {parts['plain network']:,}) |",
+        f"| other labels than before | {found['other_labels']} |",
+    ]
+    return with_place(lines, "predict-folder")
+
+
 def explanations() -> str:
     """Deletion and insertion of each method against random orders of the same cells."""
     found = record("explanations")
@@ -588,6 +608,7 @@ PAGES = {
         "int8": int8,
         "gpu": gpu,
         "gpu_kernels": gpu_kernels,
+        "predict_folder": predict_folder,
     },
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
     "docs/checking-data.md": {"data_check": data_check},
