@@ -1,10 +1,9 @@
 """Draw docs/figures/dense.png: held-out scenes, what a detector finds in them, and a segmenter.
 
-    python benchmarks/dense_picture.py DETECTOR SEGMENTER SCENES [MIN_SCORE]
+    python benchmarks/dense_picture.py DETECTOR SEGMENTER SCENES
 
-The runs in the figure are two of dense_study.py, which began as a classifier and learned 800 scenes for five minutes on
-one core: DIR/runs/scenes-retinanet-cmt_micro-pretrained-0 and DIR/runs/scenes-fpn-cmt_micro-pretrained-0, with findings
-from a score of 0.25 on.
+The runs in the figure are two of dense_study.py, which began as a classifier and learned 800 scenes for 14 and for 6
+minutes on one core: DIR/runs/scenes-mask-r-cnn-cmt_micro-pretrained-0 and DIR/runs/scenes-fpn-cmt_micro-pretrained-0.
 
 The scenes are the first four that were held out with three to five objects, not the best ones.
 """
@@ -37,7 +36,7 @@ def main() -> None:
     rows: list[list[Image.Image]] = [[], [], []]
     for file in scenes_of(Path(sys.argv[3])):
         scene = open_image(file)
-        boxes: Any = detector.predict(scene, float((*sys.argv, 0.5)[4]))[0]
+        boxes: Any = detector.predict(scene)[0]
         classes: Any = segmenter.predict(scene)[0]
         rows[0].append(scene)
         rows[1].append(with_boxes(scene, boxes, detector.classes))
