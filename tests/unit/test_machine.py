@@ -1,5 +1,6 @@
 """What a process may use: its affinity, and the limits of control groups of both versions, real ones where we may."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -113,12 +114,12 @@ def test_what_the_user_set_for_threads_wins(monkeypatch):
 
 
 def test_threads_sleep_soon_unless_the_user_chose_otherwise():
-    plain, passive, own = {}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}
+    plain, passive, own = {}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7", "OPENBLAS_THREAD_TIMEOUT": "9"}
     for environment in (plain, passive, own):
         machine.sleep_soon(environment)
-    assert plain == {"GOMP_SPINCOUNT": machine.SPIN}
-    assert passive == {"OMP_WAIT_POLICY": "active"}
-    assert own == {"GOMP_SPINCOUNT": "7"}
+    assert plain == {"GOMP_SPINCOUNT": machine.SPIN, "OPENBLAS_THREAD_TIMEOUT": machine.BLAS_SPIN}
+    assert passive == {"OMP_WAIT_POLICY": "active", "OPENBLAS_THREAD_TIMEOUT": machine.BLAS_SPIN}
+    assert own == {"GOMP_SPINCOUNT": "7", "OPENBLAS_THREAD_TIMEOUT": "9"}
 
 
 @pytest.mark.parametrize(
@@ -206,3 +207,24 @@ print(json.dumps([machine.cpu_quota(), machine.usable_processors(), torch.get_nu
     assert total == 2 * 2**30
     assert 0 < free < 2 * 2**30
     assert workers == 0
+
+
+def test_freed_memory_is_kept_where_the_c_library_can_and_nothing_happens_where_it_cannot(monkeypatch):
+    code = (
+        "from cmtvision.machine import keep_freed_memory\n"
+        "import resource\n"
+        "keep_freed_memory()\n"
+        "bytearray(50_000_000)\n"  # asked of the system once
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): bytearray(50_000_000)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        assert int(done.stdout) < 20_000  # of 244,000 pages that would have been filled with zeros
+
+    class Other:
+        """A C library without mallopt."""
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Other())
+    machine.keep_freed_memory()

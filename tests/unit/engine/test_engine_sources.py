@@ -22,6 +22,13 @@ def recipe(*overrides):
     return load_recipe("demo", [*TINY, *overrides])
 
 
+def assert_same(again, before):
+    """Every count is that of training; the loss is, up to the rounding of the form that a model is opened in."""
+    found, expected = again.to_dict(), before.to_dict()
+    assert found.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert found == expected
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos") / "shapes")
@@ -51,7 +58,7 @@ def test_several_labels_a_photo_from_training_to_prediction(labelled, photos, tm
     assert result.evaluation.classes == ["cross", "disc", "even", "stripes"]
     assert result.metrics["val_map"] == pytest.approx(result.evaluation.mean_average_precision, abs=1e-6)
     again = evaluate(tmp_path / "run", labelled)
-    assert again.to_dict() == result.evaluation.to_dict()
+    assert_same(again, result.evaluation)
     assert result.evaluation.mean_average_precision > 0.6  # chance is about 0.35
     predicted = cmtvision.load(tmp_path / "run").predict([photos / "stripes" / "02.png"])[0]
     probabilities = dict(predicted.top)
@@ -74,7 +81,7 @@ def test_what_was_trained_is_evaluated_whatever_its_names_are(as_tar, tmp_path):
     data = tmp_path / "x.tar" if as_tar else root
     result = fit(recipe(), data, tmp_path / "run")
     again = evaluate(tmp_path / "run", data)
-    assert again.to_dict() == result.evaluation.to_dict()
+    assert_same(again, result.evaluation)
     assert sum(map(sum, again.confusion.tolist())) == again.num_images > 0
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "moved or damaged" not in page
