@@ -12,9 +12,9 @@ Five tasks: RetinaNet and Mask R-CNN on composed scenes (``cmtvision sample-data
 
 Settings were fixed before the first result, and nothing is tuned to any network; every one takes as many steps, nothing
 stops early, and the moving average at the end counts. Scenes are measured on their held-out part, BCCD and CamVid on
-their test part; nothing was chosen by these images. One thread a network. Several of these commands may work in one DIR
-at the same time; what is finished is in DIR/results and not done again, what was interrupted goes on. The record is
-benchmarks/records/dense-study.json.
+their test part; nothing was chosen by these images. CamVid's void is learned and counted as a twelfth class. One thread
+a network. Several of these commands may work in one DIR at the same time; what is finished is in DIR/results and not
+done again, what was interrupted goes on. The record is benchmarks/records/dense-study.json.
 """
 
 import argparse
