@@ -20,6 +20,8 @@ from torch import nn
 
 from cmtvision.errors import ConfigError
 from cmtvision.models.accelerate.fusing.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep
+from cmtvision.models.accelerate.native import operations
+from cmtvision.models.accelerate.native.library import library
 from cmtvision.models.cmt import CMT
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention, fused_attention
@@ -89,9 +91,12 @@ class FusedCMT(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def pack(self) -> None:
-        """Pack all weights for oneDNN if it is available."""
+        """Pack all weights for oneDNN if it is available, and use the native loops if there are some."""
         for layer in self._layers():
             layer.pack()
+        for module in self.modules():
+            if isinstance(module, LastNorm | FusedAttention):
+                module.native = library() is not None
 
     def _layers(self) -> Iterator[FusedLayer]:
         return (layer for layer in self.modules() if isinstance(layer, FusedLayer))
@@ -178,15 +183,20 @@ class FusedAttention(nn.Module):
         self.position_bias = deepcopy(attention.position_bias)
         self._biases = GridConstants()
         self.project = _linear(attention.proj)
+        self.native = False  # whether a native loop may compute it
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
         """Normed map, bias (1, h, N, M) or None, and the map to add: (B, H, W, C) -> map (B, H, W, C)."""
         B, H, W, C = x.shape
         if self.position_bias is not None:
             bias = self._biases.of(self.position_bias, x)
-        q = self.q(x).view(B, H * W, self.num_heads, self.head_dim).transpose(1, 2)  # (B, h, N, d)
-        kv = self.kv(self.reduce(x)).flatten(1, 2).unflatten(2, (2, self.num_heads, self.head_dim))  # (B, M, 2, h, d)
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
+        q = self.q(x).flatten(1, 2)  # (B, N, h d)
+        kv = self.kv(self.reduce(x)).flatten(1, 2)  # (B, M, 2 h d)
+        if self.native and (bias is None or bias.dim() == 4) and operations.takes(q) and operations.takes(kv):
+            out = operations.attention(q, kv, bias, self.num_heads, self.head_dim**-0.5)  # (B, N, h d)
+            return self.project(out.view(B, H, W, C), add=residual)
+        q = q.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, h, N, d)
+        k, v = kv.unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
         out = fused_attention(q, k, v, bias)  # (B, h, N, d)
         return self.project(out.transpose(1, 2).reshape(B, H, W, C), add=residual)
 

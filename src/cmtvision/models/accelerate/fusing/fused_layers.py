@@ -2,7 +2,8 @@
 
 Every layer has two ways to compute: PyTorch's public operations, which any device and any compiler takes, and on a CPU
 oneDNN's with packed weights (``pack``), where GELU and the residual sum are part of the product. oneDNN's are those
-that torch.compile's own CPU code calls.
+that torch.compile's own CPU code calls. What is no product (norms, depthwise convolutions, attention) is then computed
+by native loops where this machine can compile them (models/accelerate/native).
 
 Shapes: B batch, H W grid of the input, C its channels, D channels of the output.
 """
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cmtvision.models.accelerate.native import operations
+from cmtvision.models.accelerate.native.library import library
 from cmtvision.models.cmt.position import Grid
 
 Key = TypeVar("Key")
@@ -146,6 +149,7 @@ class FusedConv(FusedLayer):
         self.stride, self.padding, self.groups, self.gelu = stride, padding, groups, gelu
         self.kernel: int = weight.shape[-1]
         self._borders: dict[Grid, list[Strip]] = {}
+        self._loops: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
 
     def _pack(self) -> torch.Tensor:
         packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
@@ -153,12 +157,28 @@ class FusedConv(FusedLayer):
         )
         return packed
 
+    def pack(self) -> None:
+        """See ``FusedLayer.pack``; weights are also laid out for the native loop, where there is one for them."""
+        super().pack()
+        channels, kind = self.weight.shape[0], (self.kernel, self.stride, self.padding)
+        depthwise = self.groups == channels > 1 and kind == (3, 1, 1)
+        if not depthwise or self._packed is None or library() is None:
+            return
+        taps = None if self.taps is None else self.taps.to(self.weight.dtype).reshape(channels, 9).t().contiguous()
+        self._loops = self.weight.reshape(channels, 9).t().contiguous(), self.bias.contiguous(), taps
+
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
-        self._borders = {}
+        self._borders, self._loops = {}, None
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See ``FusedLayer``."""
+        return {**super().__getstate__(), "_loops": None}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) -> map (B, H', W', D)."""
+        if self._loops is not None and operations.takes(x):
+            return operations.depthwise(x, *self._loops, self.gelu)
         border = self._border(x.shape[1], x.shape[2])
         x = pad_after(x, self.stride) if self.padding == 0 else x
         return self._plain(x, border) if self._packed is None else self._with_onednn(x, border)
@@ -241,9 +261,12 @@ class LastNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.eps = dim, eps
+        self.native = False  # whether a native loop may compute it
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) -> map (B, H, W, C)."""
+        if self.native and self.weight is None and operations.takes(x):
+            return operations.layer_norm(x, self.eps)
         return F.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)

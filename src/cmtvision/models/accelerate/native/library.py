@@ -1,0 +1,126 @@
+"""The compiled loops: built on first use, kept in the user's cache folder, opened once a process.
+
+A file in the cache is named by everything that its content depends on (source, compiler, flags, the processor's
+instructions), so that another machine with the same home folder builds its own. Where there is no compiler, where it
+fails, or where nothing can be kept, ``library`` gives None, and nobody but the log hears of it; a failure is kept, too,
+so that it is not repeated. ``CMTVISION_NATIVE=off`` does without.
+
+Another user's file is code of theirs: the folder and the file must be ours, and writable by nobody else.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from cmtvision.machine import instruction_sets
+from cmtvision.user_folders import user_cache_folder
+
+VARIABLE = "CMTVISION_NATIVE"
+COMPILERS = ("g++", "c++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+_SECONDS = 60  # that a compiler may take
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_log = logging.getLogger(__name__)
+
+_pointer, _count = ctypes.c_void_p, ctypes.c_int64
+SIGNATURES = {
+    "cmt_layer_norm": (_pointer, _pointer, _count, _count, ctypes.c_float),
+    "cmt_depthwise": (_pointer, _pointer, _count, _count, _count, _count, _pointer, _pointer, _pointer, ctypes.c_int),
+    "cmt_attention": (_pointer,) * 4 + (_count,) * 5 + (ctypes.c_float, _pointer),
+    "cmt_vector": (),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loops, built if need be; None where there are none.
+
+    They use OpenMP's functions of the library that PyTorch has loaded, and so its number of threads.
+    """
+    if os.environ.get(VARIABLE, "on").lower() in ("off", "0", "no"):
+        return None
+    try:
+        built = _built()
+        if built is None:
+            return None
+        opened = ctypes.CDLL(str(built))
+        for name, arguments in SIGNATURES.items():
+            function = getattr(opened, name)
+            function.argtypes, function.restype = arguments, None
+        opened.cmt_vector.restype = ctypes.c_int
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        _log.info("no native loops: %s", error)
+        return None
+    return opened
+
+
+def _built() -> Path | None:
+    """The file to open, compiled now if it is not there yet. Raises OSError where nothing can be kept."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name)) is not None), None)
+    if compiler is None:
+        _log.info("no native loops: no compiler (%s)", ", ".join(COMPILERS))
+        return None
+    folder = _own_folder()
+    facts = [_SOURCE.read_text("utf-8"), compiler, _version(compiler), *FLAGS, platform.machine(), *instruction_sets()]
+    name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
+    built, failed = folder / f"{name}.so", folder / f"{name}.failed"
+    if failed.exists():
+        _log.info("no native loops: compiling them failed before (%s)", failed)
+        return None
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            error = _compile(compiler, Path(place))
+            if error is not None:
+                failed.write_text(error, "utf-8")
+                _log.info("no native loops: %s", error)
+                return None
+            os.replace(Path(place) / "kernels.so", built)  # noqa: PTH105  # whole, whoever else compiles now
+    _check_own(built)
+    return built
+
+
+def _compile(compiler: str, folder: Path) -> str | None:
+    """Compile into FOLDER/kernels.so. Returns what went wrong, None for nothing."""
+    compiled, linked = folder / "kernels.o", folder / "kernels.so"
+    # linked without -fopenmp: another OpenMP library beside PyTorch's would have threads of its own; and without
+    # -ffast-math: some compilers then link code that changes the arithmetic of the whole process
+    steps = (
+        [compiler, *FLAGS, "-c", str(_SOURCE), "-o", str(compiled)],
+        [compiler, "-shared", str(compiled), "-o", str(linked)],
+    )
+    for step in steps:
+        try:
+            done = subprocess.run(step, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return f"{compiler} took more than {_SECONDS} s"
+        if done.returncode:
+            return f"{compiler} failed ({done.returncode}): {done.stderr.strip()[:2000]}"
+    return None
+
+
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+    return done.stdout
+
+
+def _own_folder() -> Path:
+    """The folder of compiled files. Raises OSError where it cannot be made, or others may write to it."""
+    folder = user_cache_folder() / "cmtvision" / "native"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(folder)
+    return folder
+
+
+def _check_own(path: Path) -> None:
+    found = path.lstat()
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if stat.S_ISLNK(found.st_mode) or others or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        raise PermissionError(f"{path}: belongs to, or may be written by, somebody else")

@@ -1,0 +1,85 @@
+"""The native loops as functions of float32 tensors on a CPU, contiguous and without gradients.
+
+Shapes: B batch, H W map, C channels, N queries, M keys, h heads, d head width.
+"""
+
+from ctypes import CDLL
+
+import torch
+
+from cmtvision.models.accelerate.native.library import library
+
+
+def takes(x: torch.Tensor) -> bool:
+    """Whether the loops can compute with a tensor, and may, as nobody traces, compiles or differentiates."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm over the last axis, without scale and shift: (..., C) -> (..., C)."""
+    out = torch.empty_like(x)
+    _library().cmt_layer_norm(x.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
+    return out
+
+
+def depthwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, absent: torch.Tensor | None, gelu: bool
+) -> torch.Tensor:
+    """A depthwise 3 x 3 convolution of stride 1, zeros around: (B, H, W, C) -> (B, H, W, C).
+
+    Args:
+        x: the map.
+        weight: (9, C), tap by tap.
+        bias: (C,).
+        absent: (9, C), subtracted for each tap that meets the border; None for nothing.
+        gelu: GELU after it.
+    """
+    out = torch.empty_like(x)
+    taken = None if absent is None else absent.data_ptr()
+    _library().cmt_depthwise(x.data_ptr(), out.data_ptr(), *x.shape, weight.data_ptr(), bias.data_ptr(), taken, gelu)
+    return out
+
+
+def attention(
+    q: torch.Tensor, kv: torch.Tensor, bias: torch.Tensor | None, num_heads: int, scale: float
+) -> torch.Tensor:
+    """softmax(q k^T scale + bias) v of each head.
+
+    Args:
+        q: (B, N, h d).
+        kv: (B, M, 2 h d), keys and then values.
+        bias: (1, h, N, M) or None.
+        num_heads: h.
+        scale: of the products.
+
+    Returns:
+        (B, N, h d).
+    """
+    B, N, width = q.shape
+    M, d = kv.shape[1], width // num_heads
+    lanes = _library().cmt_vector()  # floats of a vector here
+    laid_out = d * _up_to(M, lanes) + M * _up_to(d, lanes)
+    room = torch.empty(B * num_heads * laid_out)
+    out = torch.empty_like(q)
+    added = None if bias is None else bias.data_ptr()
+    _library().cmt_attention(
+        q.data_ptr(), kv.data_ptr(), added, out.data_ptr(), B, N, M, num_heads, d, scale, room.data_ptr()
+    )
+    return out
+
+
+def _up_to(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _library() -> CDLL:
+    opened = library()
+    assert opened is not None, "whoever calls has asked for library()"
+    return opened
