@@ -1,0 +1,116 @@
+"""What the native loops of a fused CMT gain: beside the same network without them, OpenVINO and ONNX Runtime.
+
+    python benchmarks/native_loops.py [--model cmt_s] [--rounds 15]
+
+One process, float32, weights of no training; in each round every form computes the same batch, so that a busy machine
+slows them all. Exports are verified before they are timed. The rule by which the loops were kept: at least 1.15 times
+the faster of OpenVINO and ONNX Runtime for cmt_s, at batch 1 or 8. The record is benchmarks/records/native-loops.json.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from photo_folder import write_photos
+from record import write_record
+
+from cmtvision.artefact import Artefact, load, write_artefact
+from cmtvision.data import Preprocess
+from cmtvision.deploy import export
+from cmtvision.machine import keep_freed_memory
+from cmtvision.models import create_model
+from cmtvision.models.accelerate.fusing.fuse import FusedAttention, FusedCMT, fuse
+from cmtvision.models.accelerate.fusing.fused_layers import FusedConv, LastNorm
+from cmtvision.models.accelerate.native.library import library
+
+BATCHES = (1, 8)
+PAUSE = 0.05  # seconds in which the threads of the form before come to rest
+
+
+def only(network: FusedCMT, kinds: tuple[type, ...]) -> FusedCMT:
+    """The network with the native loops of some modules."""
+    for module in network.modules():
+        if isinstance(module, LastNorm | FusedAttention) and not isinstance(module, kinds):
+            module.native = False
+        if isinstance(module, FusedConv) and not isinstance(module, kinds):
+            module._loops = None
+    return network
+
+
+def exports(model: Any, name: str, preprocess: Preprocess, folder: Path) -> dict[str, Any]:
+    """The network in other runtimes, opened."""
+    classes = [str(number) for number in range(model.num_classes)]
+    write_artefact(folder / "run", Artefact(name, {}, classes, preprocess, model=model))
+    photos = write_photos(folder / "photos", 8)
+    return {
+        "openvino": load(export(folder / "run", "openvino", folder / "openvino", images=photos).folder, "cpu").runtime,
+        "onnx": load(export(folder / "run", "onnx", folder / "onnx", images=photos).folder, "cpu").runtime,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="cmt_s")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    assert library() is not None, "no compiler here, or CMTVISION_NATIVE=off"
+    keep_freed_memory()  # as ``predict`` does
+    torch.manual_seed(0)
+    model: Any = create_model(options.model).eval()
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model))
+    height, width = preprocess.size
+    forms: dict[str, Callable[[Any], Any]] = {}
+
+    def in_torch(network: FusedCMT) -> Callable[[Any], Any]:
+        return lambda batch: network(torch.from_numpy(batch)).numpy()
+
+    kept = {
+        "fused": (),
+        "fused, native norms": (LastNorm,),
+        "fused, native convolutions": (FusedConv,),
+        "fused, native attention": (FusedAttention,),
+        "fused, native": (LastNorm, FusedConv, FusedAttention),
+    }
+    for form, kinds in kept.items():
+        forms[form] = in_torch(only(fuse(model, preprocess.size), kinds))
+    content: dict[str, Any] = {"model": options.model, "pixels": list(preprocess.size), "batches": {}}
+    with tempfile.TemporaryDirectory() as place, torch.inference_mode():
+        forms |= exports(model, options.model, preprocess, Path(place))
+        for size in BATCHES:
+            batch = np.random.default_rng(0).normal(size=(size, 3, height, width)).astype(np.float32)
+            expected = model(torch.from_numpy(batch)).numpy()
+            rounds: list[dict[str, float]] = []
+            for number in range(options.rounds + 2):
+                seconds = {}
+                for form, compute in forms.items():
+                    time.sleep(PAUSE)
+                    begun = time.perf_counter()
+                    compute(batch)
+                    seconds[form] = time.perf_counter() - begun
+                if number > 1:
+                    rounds.append(seconds)
+            found = {
+                form: {
+                    "images_per_second": round(size / statistics.median(one[form] for one in rounds), 2),
+                    "against_fused": round(statistics.median(one["fused"] / one[form] for one in rounds), 3),
+                    "largest_difference": float(np.abs(compute(batch) - expected).max() / np.abs(expected).max()),
+                }
+                for form, compute in forms.items()
+            }
+            best = statistics.median(
+                min(one["openvino"], one["onnx"]) / one["fused, native"] for one in rounds
+            )  # of each round the faster
+            content["batches"][size] = {"forms": found, "against_the_best_runtime": round(best, 3)}
+            print(size, {form: row["images_per_second"] for form, row in found.items()}, f"{best:.2f}", flush=True)
+    write_record("native-loops", "python benchmarks/native_loops.py", content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Native loops: equal to PyTorch's operations and to float64, and never in the way where they cannot be built."""
+
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cmtvision.models import create_model
+from cmtvision.models.accelerate.fusing.fuse import fuse
+from cmtvision.models.accelerate.native import operations
+from cmtvision.models.accelerate.native.library import VARIABLE, library
+
+needs_compiler = pytest.mark.skipif(library() is None, reason="no compiler for native loops here")
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 7, 16, 46, 64, 129])
+def test_layer_norm_is_pytorchs(channels):
+    x = 3 + 2 * torch.randn(2, 5, 3, channels)
+    expected = F.layer_norm(x.double(), (channels,), eps=1e-6)
+    torch.testing.assert_close(operations.layer_norm(x, 1e-6).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 5, 16, 32, 46, 166, 331])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (7, 9)])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_depthwise_is_a_convolution_of_a_shifted_map(channels, size, gelu):
+    """A constant added before a zero-padded convolution is not there in the padding: what ``absent`` is for."""
+    x, shift = torch.randn(2, *size, channels), torch.randn(channels)
+    weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
+    maps = (x + shift).permute(0, 3, 1, 2).double()
+    expected = F.conv2d(maps, weight.double(), bias.double(), padding=1, groups=channels).permute(0, 2, 3, 1)
+    expected = F.gelu(expected) if gelu else expected
+    taps = weight.view(channels, 9).t().contiguous()
+    absent = taps * shift
+    found = operations.depthwise(x, taps, bias + absent.sum(dim=0), absent, gelu)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+    plain = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), bias.double(), padding=1, groups=channels)
+    plain = F.gelu(plain) if gelu else plain
+    found = operations.depthwise(x, taps, bias, None, gelu)
+    torch.testing.assert_close(found.double(), plain.permute(0, 2, 3, 1), rtol=1e-5, atol=2e-5)
+
+
+@needs_compiler
+def test_gelu_is_exact_wherever_a_float_is():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 3e38, -3e38])])
+    channels = len(x)
+    taps = torch.zeros(9, channels)
+    taps[4] = 1
+    found = operations.depthwise(x.view(1, 1, 1, -1), taps, torch.zeros(channels), None, gelu=True).view(-1)
+    expected = F.gelu(x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "width"),
+    [(196, 49, 4, 64), (1, 1, 1, 1), (7, 3, 2, 46), (20, 17, 1, 8), (13, 64, 3, 33)],
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_attention_is_pytorchs(queries, keys, heads, width, with_bias):
+    q, kv = torch.randn(2, queries, heads * width), torch.randn(2, keys, 2 * heads * width)
+    bias = 3 * torch.randn(1, heads, queries, keys) if with_bias else None
+    q4 = q.unflatten(2, (heads, width)).transpose(1, 2).double()
+    k4, v4 = kv.unflatten(2, (2, heads, width)).permute(2, 0, 3, 1, 4).double().unbind(0)
+    mask = None if bias is None else bias.double()
+    expected = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=mask).transpose(1, 2).flatten(2)
+    found = operations.attention(q, kv, bias, heads, width**-0.5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_attention_bears_scores_far_apart_and_far_away():
+    q, kv = torch.full((1, 4, 8), 30.0), torch.randn(1, 5, 16)
+    bias = torch.tensor([0.0, -1e4, 500.0, -500.0, 80.0]).expand(1, 1, 4, 5).contiguous()
+    k, v = kv.double().chunk(2, dim=2)
+    expected = F.scaled_dot_product_attention(q.double()[:, None], k[:, None], v[:, None], attn_mask=bias.double())[
+        :, 0
+    ]
+    found = operations.attention(q, kv, bias, 1, 8**-0.5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def network(name="cmt_nano", **options):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=5, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.bias, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [("cmt_nano", (32, 32), {}), ("cmt_ti", (96, 160), {}), ("cmt_micro", (64, 64), {"rel_pos": None}),
+     ("cmt_nano", (37, 61), {"lpu": False})],
+)  # fmt: skip
+def test_a_fused_network_gives_the_same_numbers_with_them(name, size, options):
+    model = network(name, img_size=size, **options)
+    images = torch.randn(3, 3, *size)
+    with torch.inference_mode():
+        expected = model.double()(images.double())
+        found = fuse(model.float(), size)(images)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * max(1, float(expected.abs().max())))
+
+
+@needs_compiler
+def test_threads_and_gradients_are_pytorchs():
+    fused = fuse(network(), 32)
+    images = torch.randn(2, 3, 32, 32)
+    one = ThreadPoolExecutor(1, initializer=lambda: (torch.get_num_threads(), torch.set_num_threads(1)))
+    with torch.inference_mode():
+        expected = fused(images)
+    with one, torch.inference_mode():
+        torch.testing.assert_close(one.submit(lambda: fused(images)).result(), expected, rtol=0, atol=1e-5)
+    asked = images.requires_grad_()
+    fused(asked).sum().backward()  # PyTorch's own operations, which know a gradient
+    assert asked.grad.abs().sum() > 0
+    torch.testing.assert_close(deepcopy(fused)(images), expected, rtol=0, atol=1e-5)
+
+
+# A process of its own for each machine that is not like this one: the library is opened once a process.
+CODE = (
+    "import logging, torch; logging.basicConfig(level=logging.INFO)\n"
+    "from cmtvision.models import create_model\n"
+    "from cmtvision.models.accelerate.fusing.fuse import fuse\n"
+    "from cmtvision.models.accelerate.native.library import library\n"
+    "torch.manual_seed(0); model = create_model('cmt_nano', num_classes=3).eval()\n"
+    "images = torch.randn(2, 3, 32, 32)\n"
+    "with torch.inference_mode(): difference = (fuse(model, 32)(images) - model(images)).abs().max()\n"
+    "print('same' if difference < 1e-5 else difference, library() is not None)\n"
+)
+
+
+def process(cache, path=None, **environment):
+    """What CODE prints, and what is logged, with a cache folder and a PATH."""
+    more = {"XDG_CACHE_HOME": str(cache), **environment} | ({} if path is None else {"PATH": str(path)})
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, env={**os.environ, **more}, capture_output=True, text=True, check=True)
+    return done.stdout.strip(), done.stderr
+
+
+def compiler(folder, script):
+    """A g++ that is a script."""
+    folder.mkdir()
+    file = folder / "g++"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return folder
+
+
+def files(cache):
+    return sorted(path.suffix for path in (Path(cache) / "cmtvision" / "native").iterdir())
+
+
+def test_without_a_compiler_pytorch_computes(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    said, logged = process(tmp_path / "cache", path=tmp_path / "nothing")
+    assert said == "same False"
+    assert "no compiler" in logged
+    assert process(tmp_path / "cache", **{VARIABLE: "off"})[0] == "same False"
+
+
+def test_a_compiler_that_fails_is_asked_once(tmp_path):
+    path = compiler(tmp_path / "bin", f'echo called >> {tmp_path}/calls; [ "$1" = --version ] || exit 3')
+    for _ in range(2):
+        said, logged = process(tmp_path / "cache", path=f"{path}:/usr/bin:/bin")
+        assert said == "same False"
+        assert "failed" in logged
+    assert files(tmp_path / "cache") == [".failed"]
+    assert (tmp_path / "calls").read_text().count("called") == 3  # twice for its version
+
+
+@needs_compiler
+def test_what_a_compiler_writes_and_cannot_be_opened_is_left(tmp_path):
+    script = 'while [ $# -gt 1 ]; do shift; [ "$1" = -o ] && echo no library > "$2"; done; exit 0'
+    path = compiler(tmp_path / "bin", script)
+    said, logged = process(tmp_path / "cache", path=f"{path}:/usr/bin:/bin")
+    assert said == "same False"
+    assert "no native loops" in logged
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_anew_for_another_processor(tmp_path):
+    assert process(tmp_path / "cache")[0] == "same True"
+    (built,) = (tmp_path / "cache" / "cmtvision" / "native").iterdir()
+    assert stat.S_IMODE(built.parent.stat().st_mode) == 0o700
+    before = built.stat().st_mtime_ns
+    assert process(tmp_path / "cache")[0] == "same True"
+    assert built.stat().st_mtime_ns == before
+    older = CODE.replace(
+        "import logging",
+        "import cmtvision.machine as machine; machine.instruction_sets = lambda: ['sse2']\nimport logging",
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", older], env=environment, check=True, capture_output=True)
+    assert len(files(tmp_path / "cache")) == 2
+
+
+@needs_compiler
+def test_several_processes_may_begin_at_once(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: process(tmp_path / "cache")[0], range(3)))
+    assert found == ["same True"] * 3
+    assert files(tmp_path / "cache") == [".so"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    said, logged = process(tmp_path / "cache")
+    assert said == "same False"
+    assert "no native loops" in logged
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_what_others_could_have_written_is_not_opened(tmp_path, place):
+    process(tmp_path / "cache")
+    folder = tmp_path / "cache" / "cmtvision" / "native"
+    (built,) = folder.iterdir()
+    (folder if place == "folder" else built).chmod(0o777)
+    said, logged = process(tmp_path / "cache")
+    assert said == "same False"
+    assert "somebody else" in logged
