@@ -462,6 +462,25 @@ def gpu_kernels() -> str:
     return with_place(lines, "kernels-h100")
 
 
+def native_loops() -> str:
+    """A fused network with and without native loops, beside two runtimes."""
+    found = record("native-loops")
+    batches = found["batches"]
+    name, pixels = found["model"], found["pixels"][0]
+    lines = [
+        f"| {name}, {pixels} px | " + " | ".join(f"Batch {size}, images/s" for size in batches) + " |",
+        "|---|" + "---|" * len(batches),
+    ]
+    for form in batches["1"]["forms"]:
+        rows = [batches[size]["forms"][form] for size in batches]
+        cells = [f"{row['images_per_second']:.1f} ({row['against_fused']:.2f}x)" for row in rows]
+        said = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}.get(form, form)
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    best = [f"{batches[size]['against_the_best_runtime']:.2f}x" for size in batches]
+    lines.append(f"| native, against the faster of the two runtimes | {' | '.join(best)} |")
+    return with_place(lines, "native-loops")
+
+
 def predict_folder() -> str:
     """A folder of photos by the command, beside the version before and the parts of the work."""
     found = record("predict-folder")
@@ -609,6 +628,7 @@ PAGES = {
         "gpu": gpu,
         "gpu_kernels": gpu_kernels,
         "predict_folder": predict_folder,
+        "native_loops": native_loops,
     },
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
     "docs/checking-data.md": {"data_check": data_check},

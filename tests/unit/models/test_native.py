@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_a_fused_network_gives_the_same_numbers_with_them(name, size, options):
 
 
 @needs_compiler
-def test_threads_and_gradients_are_pytorchs():
+def test_any_number_of_threads_and_a_copy_give_the_same_numbers():
     fused = fuse(network(), 32)
     images = torch.randn(2, 3, 32, 32)
     one = ThreadPoolExecutor(1, initializer=lambda: (torch.get_num_threads(), torch.set_num_threads(1)))
@@ -124,10 +125,25 @@ def test_threads_and_gradients_are_pytorchs():
         expected = fused(images)
     with one, torch.inference_mode():
         torch.testing.assert_close(one.submit(lambda: fused(images)).result(), expected, rtol=0, atol=1e-5)
-    asked = images.requires_grad_()
-    fused(asked).sum().backward()  # PyTorch's own operations, which know a gradient
-    assert asked.grad.abs().sum() > 0
-    torch.testing.assert_close(deepcopy(fused)(images), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(deepcopy(fused)(images), expected, rtol=0, atol=1e-5)
+
+
+def test_what_they_do_not_know_is_pytorchs():
+    x = torch.randn(2, 4, 4, 8)
+    assert operations.takes(x)
+    assert not operations.takes(x.double())
+    assert not operations.takes(x.bfloat16())
+    assert not operations.takes(x.permute(0, 3, 1, 2))
+    assert not operations.takes(x.to("meta"))
+    asked = x.clone().requires_grad_()
+    assert not operations.takes(asked)
+    with torch.no_grad():
+        assert operations.takes(asked)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, that this way of tracing will go
+        torch.jit.trace(lambda y: (seen.append(operations.takes(y)), y + 1)[1], x, check_trace=False)
+    assert seen == [False]
 
 
 # A process of its own for each machine that is not like this one: the library is opened once a process.
