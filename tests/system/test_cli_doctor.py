@@ -56,7 +56,7 @@ def test_old_and_tampered_packages_and_threads_are_named_with_a_remedy(tmp_path)
     distribution(tmp_path, "nncf", "3.4.0")
     distribution(tmp_path, "openvino", "2026.4.1")
     poorer = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}  # computes as older processors do
-    env = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "999", **poorer}
+    env = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "999", "CMTVISION_NATIVE": "off", **poorer}
     done = run_cli("doctor", "--json", cwd=tmp_path, env=env)
     assert done.returncode == 1
     found = findings(done)
@@ -69,6 +69,7 @@ def test_old_and_tampered_packages_and_threads_are_named_with_a_remedy(tmp_path)
     assert of("numpy 1.26.4 is not")[0] == "broken"
     assert of("lightning 2.6.3 is a release that was tampered with")[0] == "broken"
     assert of("openvino and nncf report")[0] == "ok"
+    assert of("no native loops (CMTVISION_NATIVE is off)")[0] == "ok"
     assert of("OMP_NUM_THREADS=999")[0] == "advice"
     assert of("ONEDNN_MAX_CPU_ISA=SSE41") == ("advice", "unset ONEDNN_MAX_CPU_ISA")
     kernels = "torch DEFAULT, oneDNN fp32, ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=SSE41"

@@ -39,49 +39,61 @@ SIGNATURES = {
 }
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The loops, built if need be; None where there are none.
 
     They use OpenMP's functions of the library that PyTorch has loaded, and so its number of threads.
     """
+    return _opened()[0]
+
+
+def missing() -> str:
+    """Why there are none, in words; '' where there are."""
+    return _opened()[1]
+
+
+@cache
+def _opened() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get(VARIABLE, "on").lower() in ("off", "0", "no"):
-        return None
+        return None, f"{VARIABLE} is off"
     try:
-        built = _built()
-        if built is None:
-            return None
-        opened = ctypes.CDLL(str(built))
+        opened = ctypes.CDLL(str(_built()))
         for name, arguments in SIGNATURES.items():
             function = getattr(opened, name)
             function.argtypes, function.restype = arguments, None
         opened.cmt_vector.restype = ctypes.c_int
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (_NotBuiltError, OSError, AttributeError, subprocess.SubprocessError) as error:
         _log.info("no native loops: %s", error)
-        return None
-    return opened
+        return None, str(error)
+    return opened, ""
 
 
-def _built() -> Path | None:
-    """The file to open, compiled now if it is not there yet. Raises OSError where nothing can be kept."""
+class _NotBuiltError(Exception):
+    """Nothing to open, and why."""
+
+
+def _built() -> Path:
+    """The file to open, compiled now if it is not there yet.
+
+    Raises:
+        _NotBuiltError: no compiler, or one that fails.
+        OSError: nothing can be kept.
+    """
     compiler = next((found for name in COMPILERS if (found := shutil.which(name)) is not None), None)
     if compiler is None:
-        _log.info("no native loops: no compiler (%s)", ", ".join(COMPILERS))
-        return None
+        raise _NotBuiltError(f"no compiler ({', '.join(COMPILERS)})")
     folder = _own_folder()
     facts = [_SOURCE.read_text("utf-8"), compiler, _version(compiler), *FLAGS, platform.machine(), *instruction_sets()]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
     built, failed = folder / f"{name}.so", folder / f"{name}.failed"
     if failed.exists():
-        _log.info("no native loops: compiling them failed before (%s)", failed)
-        return None
+        raise _NotBuiltError(f"{compiler} failed before, see {failed}; delete that file to try again")
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as place:
             error = _compile(compiler, Path(place))
             if error is not None:
                 failed.write_text(error, "utf-8")
-                _log.info("no native loops: %s", error)
-                return None
+                raise _NotBuiltError(f"{error.splitlines()[0]}; see {failed}")
             os.replace(Path(place) / "kernels.so", built)  # noqa: PTH105  # whole, whoever else compiles now
     _check_own(built)
     return built
