@@ -48,10 +48,21 @@ def temporary_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"cmtvision-{user}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if stat.S_ISDIR(folder.lstat().st_mode) and only_ours(folder):
         return folder
     return Path(tempfile.mkdtemp(prefix=f"cmtvision-{user}-"))  # whoever made that one could change what we keep in it
+
+
+def only_ours(path: Path) -> bool:
+    """Whether a file or folder itself, not what a link leads to, is this user's and writable by nobody else.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = path.lstat()
+    user = os.getuid() if hasattr(os, "getuid") else found.st_uid
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not stat.S_ISLNK(found.st_mode) and found.st_uid == user and not others
 
 
 def find_home() -> None:

@@ -182,7 +182,7 @@ def find(
     """
     with torch.inference_mode():
         answer = detector([image])[0]
-        sure = answer["scores"] >= min_score
+        sure = ~(answer["scores"] < min_score)  # what is no number stays, for the check below
         answer = {name: values[sure] for name, values in answer.items()}
     boxes = original_boxes(answer["boxes"].float().cpu().numpy(), scale, original)
     scores, labels = answer["scores"].float().cpu().numpy(), answer["labels"].cpu().numpy()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cmtvision.trust.answers import Ask
 
 Top = list[tuple[str, float]]
-CARD_FILE = "model.json"
+CARD_FILE = "model.json"  # of cmtvision.artefact.card, which imports PyTorch
 _SHOWN = 10  # classes of a set; --json and --csv have all
 _MORE = ("set", "unsure", "energy", "distance", "familiarity")
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from seen_norms import network
 from torch import nn
 
 import cmtvision
@@ -13,20 +14,8 @@ from cmtvision.artefact import Artefact, write_artefact
 from cmtvision.artefact.runtimes.fast import PART, SAME, FastRuntime
 from cmtvision.artefact.runtimes.torch import NetworkRuntime
 from cmtvision.data import Preprocess
-from cmtvision.models import create_model
 
 CONTRACT = Preprocess((32, 48), 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-
-
-def network(name="cmt_nano", **options):
-    """A network whose norms have seen something, so that folding them is more than multiplying by one."""
-    torch.manual_seed(0)
-    model = create_model(name, num_classes=5, **options).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return model
 
 
 def batch(count, height=32, width=48):

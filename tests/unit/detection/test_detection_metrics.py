@@ -4,7 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+from cmtvision.artefact.dense import find
 from cmtvision.artefact.detections import Detections, detections, merged
 from cmtvision.data import DetectionSample, Preprocess, read_detection, write_sample_scenes
 from cmtvision.data.annotations.outlines import Outline, counts_to_text, encode_counts
@@ -226,3 +228,9 @@ def test_what_cannot_be_counted_is_refused_in_one_line(monkeypatch):
 def test_detections_are_checked(boxes, scores, labels, masks, message):
     with pytest.raises(DataError, match=message):
         detections(boxes, scores, labels, masks)
+
+
+def test_a_score_that_is_no_number_is_not_left_out_in_silence():
+    found = {"boxes": torch.tensor([[0.0, 0, 1, 1]]), "scores": torch.tensor([np.nan]), "labels": torch.tensor([0])}
+    with pytest.raises(DataError, match="not a finite number"):
+        find(lambda images: [found], torch.zeros(3, 4, 4), (1.0, 1.0), (4, 4), 0.5)

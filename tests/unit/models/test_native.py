@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from seen_norms import network
 
-from cmtvision.models import create_model
 from cmtvision.models.accelerate.fusing.fuse import fuse
 from cmtvision.models.accelerate.native import operations
 from cmtvision.models.accelerate.native.library import VARIABLE, library
@@ -89,17 +88,6 @@ def test_attention_bears_scores_far_apart_and_far_away():
     ]
     found = operations.attention(q, kv, bias, 1, 8**-0.5)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def network(name="cmt_nano", **options):
-    torch.manual_seed(0)
-    model = create_model(name, num_classes=5, **options).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.normal_(module.bias, std=0.3)
-    return model
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,13 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from cmtvision.machine import instruction_sets
-from cmtvision.user_folders import user_cache_folder
+from cmtvision.user_folders import only_ours, user_cache_folder
 
 VARIABLE = "CMTVISION_NATIVE"
 COMPILERS = ("g++", "c++")
@@ -132,7 +131,5 @@ def _own_folder() -> Path:
 
 
 def _check_own(path: Path) -> None:
-    found = path.lstat()
-    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if stat.S_ISLNK(found.st_mode) or others or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+    if not only_ours(path):
         raise PermissionError(f"{path}: belongs to, or may be written by, somebody else")
