@@ -138,3 +138,16 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path):
     tmp_path.chmod(0o500)
     done = run_cli("sample-data", "photos", cwd=tmp_path)
     assert_one_error(done, "[Pp]ermission denied")
+
+
+def test_ctrl_c_in_the_midst_of_an_import_ends_with_its_own_code(tmp_path):
+    (tmp_path / "stopped.py").write_text(
+        "import sys, cmtvision.cli.faults, cmtvision.cli.output as output\n"
+        "output.show_anything = lambda: exec('import signal; signal.raise_signal(signal.SIGINT)')\n"
+        "from cmtvision.cli import main\n"
+        "sys.exit(main(['models']))\n"
+    )
+    command = [sys.executable, "-m", "stopped"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("stopped by Ctrl-C")

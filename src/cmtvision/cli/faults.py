@@ -44,6 +44,16 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _forget_interrupt() -> None:
+    """Let this process end with the exit code it returns.
+
+    A Ctrl-C that comes while Python runs source text, as ``dataclass`` does in many an import, leaves a mark in
+    CPython: under ``python -m`` the process dies of SIGINT at its end although the interrupt was caught. Running
+    another text removes the mark.
+    """
+    exec("")
+
+
 def exit_code(error: BaseException, words: Sequence[str]) -> int:
     """Print on stderr what went wrong and return the matching exit code.
 
@@ -54,6 +64,7 @@ def exit_code(error: BaseException, words: Sequence[str]) -> int:
     if isinstance(error, KeyboardInterrupt | CommandInterrupted) or type(error).__name__ == "Abort":
         # whoever knows what was being done, and what is left of it, has said so in the error
         say(str(error) or "stopped by Ctrl-C before it was done; start again with the same command", prefix="")
+        _forget_interrupt()
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
