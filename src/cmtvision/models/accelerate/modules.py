@@ -10,6 +10,7 @@ and computes the same; in evaluation on a CPU operation for operation.
 - LayerNorm, too, is computed in float32 there: with a bfloat16 map and float32 weights PyTorch's is slower.
 - Attention with a bias that learns is written out on a CPU, in float32: PyTorch's fused kernel there has no gradient
   for the bias, and its fallback does more than is needed.
+- On a CPU with a compiler the native loops of native/ compute LayerNorm and what an IRFFN does between its products.
 - On a GPU the Triton kernels of kernels/ are used if they are switched on.
 
 Shapes: B batch, C channels, H W grid, N queries, M keys, h heads, d head width.
@@ -23,8 +24,10 @@ from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import nn
 
+from cmtvision.models.accelerate.as_written import hooked, is_depthwise_3x3, is_gelu
 from cmtvision.models.accelerate.kernels import attention_by_kernel, depthwise_by_kernel
 from cmtvision.models.accelerate.merged import merged_convolution, merges_identity
+from cmtvision.models.accelerate.native import differentiable
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention
 from cmtvision.models.cmt.lpu import LocalPerceptionUnit
@@ -56,7 +59,12 @@ class FastIRFFN(InvertedResidualFFN):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) -> map (B, dim, H, W)."""
-        x = self.expand_norm(self.act(self.expand(x)))  # (B, hidden_dim, H, W)
+        x = self.expand(x)  # (B, hidden_dim, H, W)
+        if self.training and self._trains_natively(x):
+            inside, mean, variance = differentiable.inside_irffn(x, self.expand_norm, self.conv)
+            projected = differentiable.folded(inside, mean, variance, self.conv_norm, self.project)
+            return self.drop(self.project_norm(projected))  # (B, dim, H, W)
+        x = self.expand_norm(self.act(x))
         y = depthwise_by_kernel(x, self.conv, self.act, self.conv_norm)
         if y is None:
             y = self.conv_norm(self.act(self.neighbours(x)))
@@ -65,6 +73,20 @@ class FastIRFFN(InvertedResidualFFN):
     def neighbours(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, hidden_dim, H, W) -> map (B, hidden_dim, H, W)."""
         return _with_identity(self, x)
+
+    def _trains_natively(self, x: torch.Tensor) -> bool:
+        """Whether what is between the products is the paper's, and a map that the native loops take."""
+        parameters = (self.expand_norm.weight, self.conv.weight, self.project.weight)
+        return (
+            differentiable.folds(self.expand_norm)
+            and differentiable.folds(self.conv_norm)
+            and is_depthwise_3x3(self.conv)
+            and is_gelu(self.act)
+            and type(self.project) is nn.Conv2d
+            and not hooked(self.conv, self.act, self.project)
+            and x.numel() > x.shape[1]
+            and differentiable.trains(x, *parameters)
+        )
 
 
 @register_notrace_module
@@ -119,6 +141,8 @@ class MapLayerNorm(LayerNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) -> map (B, C, H, W)."""
+        if self.training and differentiable.trains(x, self.weight, self.bias):
+            return differentiable.layer_norm(x, self.weight, self.bias, self.eps)
         if not self.training or x.device.type != "cpu" or x.dtype == self.weight.dtype:
             return super().forward(x)
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from cmtvision.models.accelerate.as_written import hooked
 from cmtvision.models.accelerate.modules import FastAttention, FastIRFFN, FastLPU, MapGELU, MapLayerNorm
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention
@@ -40,10 +41,6 @@ def accelerate(model: Network) -> Network:
             module.act = MapGELU()
         for name, child in list(module.named_children()):
             make = FASTER.get(type(child))
-            if make is not None and not _hooked(child):
+            if make is not None and not hooked(child):
                 setattr(module, name, make(child).train(child.training))
     return model
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cmtvision.models.accelerate.as_written import hooked, is_depthwise_3x3, is_gelu
 from cmtvision.models.accelerate.kernels.choice import kernel_pays
 from cmtvision.models.accelerate.kernels.switch import could_run_on, kernels_mode
 from cmtvision.models.accelerate.merged import merged_convolution, merges_identity
@@ -30,9 +31,9 @@ def depthwise_by_kernel(
         act: GELU, or None for none.
         norm: a norm after it, or None. A BatchNorm that uses its running statistics is part of the kernel.
     """
-    if not (could_run_on(x) and x.dtype in TYPES and x.dim() == 4 and x.numel() > 0 and _is_depthwise_3x3(conv)):
+    if not (could_run_on(x) and x.dtype in TYPES and x.dim() == 4 and x.numel() > 0 and _takes(conv)):
         return None
-    if (act is not None and not _is_gelu(act)) or _hooked(conv, act):
+    if (act is not None and not is_gelu(act)) or hooked(conv, act):
         return None
     folds = _is_fixed_batch_norm(norm)
     scale, shift = _affine(norm) if folds else (None, None)
@@ -111,25 +112,12 @@ def _key(name: str, inputs: Sequence[torch.Tensor | None], *flags: bool) -> Hash
     return (name, batch, *x.shape[1:], *other.shape[1:], types, str(x.device), gradients, autocast, *flags)
 
 
-def _is_depthwise_3x3(conv: nn.Module) -> bool:
-    return (
-        type(conv) is nn.Conv2d
-        and conv.groups == conv.in_channels == conv.out_channels
-        and conv.kernel_size == (3, 3)
-        and conv.stride == (1, 1)
-        and conv.padding == (1, 1)
-        and conv.dilation == (1, 1)
-        and conv.padding_mode == "zeros"
-        and conv.weight.dtype in TYPES
-    )
-
-
-def _is_gelu(act: nn.Module) -> bool:
-    return isinstance(act, nn.GELU) and act.approximate == "none"
+def _takes(conv: nn.Conv2d) -> bool:
+    return is_depthwise_3x3(conv) and conv.weight.dtype in TYPES
 
 
 def _is_fixed_batch_norm(norm: nn.Module | None) -> bool:
-    return type(norm) is nn.BatchNorm2d and not norm.training and norm.track_running_stats and not _hooked(norm)
+    return type(norm) is nn.BatchNorm2d and not norm.training and norm.track_running_stats and not hooked(norm)
 
 
 def _affine(norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,11 +131,3 @@ def _affine(norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
         return scale, -mean * scale
     scale = scale * norm.weight
     return scale, norm.bias - mean * scale
-
-
-def _hooked(*modules: nn.Module | None) -> bool:
-    """Whether someone wants to see what goes into a module or comes out of it."""
-    return any(
-        m is not None and (len(m._forward_hooks) or len(m._forward_pre_hooks) or len(m._backward_hooks))
-        for m in modules
-    )

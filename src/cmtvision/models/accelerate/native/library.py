@@ -1,6 +1,6 @@
 """The compiled loops: built on first use, kept in the user's cache folder, opened once a process.
 
-A file in the cache is named by everything that its content depends on (source, compiler, flags, the processor's
+A file in the cache is named by everything that its content depends on (sources, compiler, flags, the processor's
 instructions), so that another machine with the same home folder builds its own. Where there is no compiler, where it
 fails, or where nothing can be kept, ``library`` gives None, and nobody but the log hears of it; a failure is kept, too,
 so that it is not repeated. ``CMTVISION_NATIVE=off`` does without.
@@ -25,16 +25,24 @@ from cmtvision.user_folders import only_ours, user_cache_folder
 VARIABLE = "CMTVISION_NATIVE"
 COMPILERS = ("g++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+_BUILT = "kernels.so"
 _SECONDS = 60  # that a compiler may take
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_HEADER, *_SOURCES = (Path(__file__).with_name(name) for name in ("vectors.h", "inference.cpp", "training.cpp"))
 _log = logging.getLogger(__name__)
 
-_pointer, _count = ctypes.c_void_p, ctypes.c_int64
+_pointer, _count, _half = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES = {
     "cmt_layer_norm": (_pointer, _pointer, _count, _count, ctypes.c_float),
     "cmt_depthwise": (_pointer, _pointer, _count, _count, _count, _count, _pointer, _pointer, _pointer, ctypes.c_int),
     "cmt_attention": (_pointer,) * 4 + (_count,) * 5 + (ctypes.c_float, _pointer),
     "cmt_vector": (),
+    "cmt_gelu_moments": (_half, _pointer, _count, _count, _pointer, _pointer),
+    "cmt_irffn_forward": (_half, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 5),
+    "cmt_irffn_backward_to_d": (_half, *(_pointer,) * 4, *(_count,) * 4, *(_pointer,) * 3),
+    "cmt_irffn_backward_to_e": (_half, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 3),
+    "cmt_norm_forward": (_half, _pointer, _pointer, _count, _count, ctypes.c_float, *(_pointer,) * 4),
+    "cmt_norm_backward": (_half, *(_pointer,) * 3, _count, _count, *(_pointer,) * 5),
+    "cmt_narrowest": (),
 }
 
 
@@ -60,7 +68,7 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         for name, arguments in SIGNATURES.items():
             function = getattr(opened, name)
             function.argtypes, function.restype = arguments, None
-        opened.cmt_vector.restype = ctypes.c_int
+        opened.cmt_vector.restype = opened.cmt_narrowest.restype = ctypes.c_int
     except (_NotBuiltError, OSError, AttributeError, subprocess.SubprocessError) as error:
         _log.info("no native loops: %s", error)
         return None, str(error)
@@ -82,7 +90,8 @@ def _built() -> Path:
     if compiler is None:
         raise _NotBuiltError(f"no compiler ({', '.join(COMPILERS)})")
     folder = _own_folder()
-    facts = [_SOURCE.read_text("utf-8"), compiler, _version(compiler), *FLAGS, platform.machine(), *instruction_sets()]
+    texts = [path.read_text("utf-8") for path in (_HEADER, *_SOURCES)]
+    facts = [*texts, compiler, _version(compiler), *FLAGS, platform.machine(), *instruction_sets()]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
     built, failed = folder / f"{name}.so", folder / f"{name}.failed"
     if failed.exists():
@@ -93,20 +102,18 @@ def _built() -> Path:
             if error is not None:
                 failed.write_text(error, "utf-8")
                 raise _NotBuiltError(f"{error.splitlines()[0]}; see {failed}")
-            os.replace(Path(place) / "kernels.so", built)  # noqa: PTH105  # whole, whoever else compiles now
+            os.replace(Path(place) / _BUILT, built)  # noqa: PTH105  # whole, whoever else compiles now
     _check_own(built)
     return built
 
 
 def _compile(compiler: str, folder: Path) -> str | None:
-    """Compile into FOLDER/kernels.so. Returns what went wrong, None for nothing."""
-    compiled, linked = folder / "kernels.o", folder / "kernels.so"
+    """Compile into a folder. Returns what went wrong, None for nothing."""
+    compiled = [str(folder / f"{source.stem}.o") for source in _SOURCES]
     # linked without -fopenmp: another OpenMP library beside PyTorch's would have threads of its own; and without
     # -ffast-math: some compilers then link code that changes the arithmetic of the whole process
-    steps = (
-        [compiler, *FLAGS, "-c", str(_SOURCE), "-o", str(compiled)],
-        [compiler, "-shared", str(compiled), "-o", str(linked)],
-    )
+    steps = [[compiler, *FLAGS, "-c", str(source), "-o", to] for source, to in zip(_SOURCES, compiled, strict=True)]
+    steps.append([compiler, "-shared", *compiled, "-o", str(folder / _BUILT)])
     for step in steps:
         try:
             done = subprocess.run(step, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
