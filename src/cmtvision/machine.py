@@ -81,10 +81,7 @@ def memory() -> tuple[int, int]:
 
 def cpu_flags() -> frozenset[str]:
     """The instruction sets of the processor by Linux's names (avx2, avx512_bf16, amx_tile ...); empty elsewhere."""
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+    return frozenset(_of_cpu("flags", "Features").split())
 
 
 def instruction_sets() -> list[str]:
@@ -102,6 +99,14 @@ def saturates_int8() -> bool:
         return True
     flags = cpu_flags()
     return "sse2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def mkl_without_avx512() -> bool:
+    """Whether Intel's MKL, which PyTorch's linear layers use in float32, leaves AVX-512 unused that is there.
+
+    It keeps it to Intel's processors; oneDNN, which the convolutions use, does not.
+    """
+    return "avx512f" in cpu_flags() and _of_cpu("vendor_id") not in ("", "GenuineIntel")
 
 
 def onednn_lacks_bf16() -> bool:
@@ -139,6 +144,14 @@ def keep_freed_memory() -> None:
 def _onednn_bound() -> str:
     """The instructions that the user keeps oneDNN to, by its own names; '' for none."""
     return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+
+
+def _of_cpu(*names: str) -> str:
+    """What Linux says of the first processor under one of these names; '' for nothing."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith(names):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def _affinity() -> list[int]:

@@ -24,6 +24,7 @@ from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import nn
 
+from cmtvision.machine import mkl_without_avx512
 from cmtvision.models.accelerate.as_written import hooked, is_depthwise_3x3, is_gelu
 from cmtvision.models.accelerate.kernels import attention_by_kernel, depthwise_by_kernel
 from cmtvision.models.accelerate.merged import merged_convolution, merges_identity
@@ -102,6 +103,9 @@ class FastAttention(LightweightAttention):
             self.add_module(name, module)
         if plain.position_bias is None:
             self.position_bias = None
+        for name in ("q", "k", "v", "proj"):
+            if type(linear := getattr(self, name)) is nn.Linear and not hooked(linear):
+                setattr(self, name, TokenLinear(linear))
         if type(self.kv_conv) is nn.Conv2d:
             self.kv_conv = ReducingConv(self.kv_conv)
 
@@ -113,6 +117,10 @@ class FastAttention(LightweightAttention):
         out = attention_by_kernel(q, k, v, bias, dropout)
         if out is not None:
             return out
+        if self.training and dropout == 0:
+            tokens = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # as the linear layers left them
+            if differentiable.attends(*tokens, bias, torch.get_num_threads()):
+                return differentiable.attention(*tokens, bias, self.scale).transpose(1, 2)
         in_factors = bias is not None and bias.dim() != 4
         if not self.training or bias is None or in_factors or q.device.type != "cpu":
             return super().attend(q, k, v, bias)
@@ -164,6 +172,26 @@ class ReducingConv(nn.Conv2d):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.to(self.weight.dtype))
+
+
+@register_notrace_module
+class TokenLinear(nn.Linear):
+    """A linear layer over tokens, as a 1 x 1 convolution where that is faster: float32 and MKL without AVX-512."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self._as_convolution = mkl_without_avx512() and torch.backends.mkl.is_available()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, C) -> tokens (B, N, D)."""
+        x, weight = input, self.weight
+        if not (self.training and self._as_convolution and x.device.type == "cpu" and x.dim() == 3):
+            return super().forward(x)
+        if not (x.dtype == weight.dtype == torch.float32) or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        line = x[:, None].permute(0, 3, 1, 2)  # (B, C, 1, N), channels-last
+        return F.conv2d(line, weight[..., None, None], self.bias).permute(0, 2, 3, 1)[:, 0]
 
 
 def _with_identity(module: Any, x: torch.Tensor) -> torch.Tensor:

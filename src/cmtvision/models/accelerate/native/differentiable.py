@@ -15,6 +15,7 @@ from cmtvision.models.accelerate.as_written import hooked
 from cmtvision.models.accelerate.native.library import library
 
 TYPES = (torch.float32, torch.bfloat16)
+MOST_BIASES = 1 << 24  # sums that all threads keep for the gradient of a position bias
 Maps = torch.channels_last
 
 
@@ -37,6 +38,45 @@ def trains(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm over the channels of a map."""
     out: torch.Tensor = _LayerNorm.apply(x, weight, bias, eps)
+    return out
+
+
+def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, num_threads: int) -> bool:
+    """Whether the loops can compute attention of these, and may: as ``trains``, of tokens (B, N or M, h, d)."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if bias is not None:
+        whole = bias.dim() == 4 and bias.shape[0] == 1 and bias.dtype == torch.float32 and bias.device.type == "cpu"
+        if not whole or num_threads * bias.numel() > MOST_BIASES:
+            return False
+    return (
+        q.device.type == "cpu"
+        and q.dtype in TYPES
+        and q.dtype == k.dtype == v.dtype
+        and q.numel() > 0
+        and q.is_contiguous()
+        and k.is_contiguous()
+        and v.is_contiguous()
+        and library() is not None
+    )
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """softmax(q k^T scale + bias) v.
+
+    Args:
+        q: queries (B, N, h, d).
+        k: keys (B, M, h, d).
+        v: values (B, M, h, d).
+        bias: (1, h, N, M), float32, or None.
+        scale: of the products.
+
+    Returns:
+        (B, N, h, d).
+    """
+    out: torch.Tensor = _Attention.apply(q, k, v, bias, scale)
     return out
 
 
@@ -114,6 +154,37 @@ class _LayerNorm(torch.autograd.Function):
         return dx, dweight, dbias, None
 
 
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        B, N, h, d = q.shape
+        M = k.shape[1]
+        added = None if bias is None else bias.contiguous()
+        out = torch.empty_like(q)
+        log_sums = torch.empty(B, h, N)
+        _call("cmt_attention", q, k, v, added, out, log_sums, B, N, M, h, d, h * d, scale)
+        ctx.save_for_backward(q, k, v, added, out, log_sums)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, bias, out, log_sums = ctx.saved_tensors
+        B, N, h, d = q.shape
+        M = k.shape[1]
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dbias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
+        dout = dout.to(q.dtype).contiguous()
+        _call(
+            "cmt_attention_backward", dout, q, k, v, out, bias, log_sums, dq, dk, dv, dbias,
+            B, N, M, h, d, h * d, ctx.scale,
+        )  # fmt: skip
+        return dq, dk, dv, dbias, None
+
+
 class _InsideIRFFN(torch.autograd.Function):
     """See training.cpp. n is the norm of g: n = scale g + shift, with scale = weight / sqrt(variance + eps).
 
@@ -174,8 +245,8 @@ def _like(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return gradient.to(x.dtype).contiguous(memory_format=Maps)
 
 
-def _call(name: str, x: torch.Tensor, *arguments: torch.Tensor | float) -> None:
-    """Call a loop: tensors go by address; the first one, a map, says which type the maps have."""
+def _call(name: str, x: torch.Tensor, *arguments: torch.Tensor | float | None) -> None:
+    """Call a loop: tensors go by address; the first one says which type the maps, or tokens, have."""
     values = [v.data_ptr() if isinstance(v, torch.Tensor) else v for v in arguments]
     getattr(_library(), name)(x.dtype == torch.bfloat16, x.data_ptr(), *values)
 

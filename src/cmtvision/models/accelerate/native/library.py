@@ -27,15 +27,16 @@ COMPILERS = ("g++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
 _BUILT = "kernels.so"
 _SECONDS = 60  # that a compiler may take
-_HEADER, *_SOURCES = (Path(__file__).with_name(name) for name in ("vectors.h", "inference.cpp", "training.cpp"))
+_HERE = Path(__file__).parent
+_HEADER, *_SOURCES = (_HERE / name for name in ("vectors.h", "inference.cpp", "training.cpp", "attention.cpp"))
 _log = logging.getLogger(__name__)
 
 _pointer, _count, _half = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES = {
     "cmt_layer_norm": (_pointer, _pointer, _count, _count, ctypes.c_float),
     "cmt_depthwise": (_pointer, _pointer, _count, _count, _count, _count, _pointer, _pointer, _pointer, ctypes.c_int),
-    "cmt_attention": (_pointer,) * 4 + (_count,) * 5 + (ctypes.c_float, _pointer),
-    "cmt_vector": (),
+    "cmt_attention": (_half, *(_pointer,) * 6, *(_count,) * 6, ctypes.c_float),
+    "cmt_attention_backward": (_half, *(_pointer,) * 11, *(_count,) * 6, ctypes.c_float),
     "cmt_gelu_moments": (_half, _pointer, _count, _count, _pointer, _pointer),
     "cmt_irffn_forward": (_half, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 5),
     "cmt_irffn_backward_to_d": (_half, *(_pointer,) * 4, *(_count,) * 4, *(_pointer,) * 3),
@@ -68,7 +69,7 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         for name, arguments in SIGNATURES.items():
             function = getattr(opened, name)
             function.argtypes, function.restype = arguments, None
-        opened.cmt_vector.restype = opened.cmt_narrowest.restype = ctypes.c_int
+        opened.cmt_narrowest.restype = ctypes.c_int
     except (_NotBuiltError, OSError, AttributeError, subprocess.SubprocessError) as error:
         _log.info("no native loops: %s", error)
         return None, str(error)

@@ -64,19 +64,12 @@ def attention(
     """
     B, N, width = q.shape
     M, d = kv.shape[1], width // num_heads
-    lanes = _library().cmt_vector()  # floats of a vector here
-    laid_out = d * _up_to(M, lanes) + M * _up_to(d, lanes)
-    room = torch.empty(B * num_heads * laid_out)
     out = torch.empty_like(q)
     added = None if bias is None else bias.data_ptr()
-    _library().cmt_attention(
-        q.data_ptr(), kv.data_ptr(), added, out.data_ptr(), B, N, M, num_heads, d, scale, room.data_ptr()
-    )
+    keys, values = kv.data_ptr(), kv.data_ptr() + width * kv.element_size()
+    shape = (B, N, M, num_heads, d, 2 * width)
+    _library().cmt_attention(False, q.data_ptr(), keys, values, added, out.data_ptr(), None, *shape, scale)
     return out
-
-
-def _up_to(count: int, step: int) -> int:
-    return -(-count // step) * step
 
 
 def _library() -> CDLL:

@@ -8,47 +8,14 @@
 // float32 over some hundred positions and double beyond, part by part in an order that only the number of threads
 // changes. g is never kept: GELU is cheaper than reading a map.
 
-#include <omp.h>
-
 #include <vector>
 
 #include "vectors.h"
 
 namespace {
 
-struct bf16 {
-    uint16_t bits;
-};
-typedef uint16_t Half __attribute__((vector_size(BYTES / 2)));
-typedef uint32_t Bits __attribute__((vector_size(BYTES)));
 typedef double D __attribute__((vector_size(2 * BYTES)));
-typedef double UD __attribute__((vector_size(2 * BYTES), aligned(8)));
-
-inline V get(const float* p) { return load(p); }
-inline V get(const bf16* p) {
-    Half half;
-    std::memcpy(&half, p, sizeof half);
-    Bits bits = __builtin_convertvector(half, Bits) << 16;
-    V v;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
-// Stores v; returns what was stored.
-inline V put(float* p, V v) {
-    store(p, v);
-    return v;
-}
-inline V put(bf16* p, V v) {  // to the nearest, of two equally near to the even one
-    Bits bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    bits += 0x7fff + ((bits >> 16) & 1);
-    Half half = __builtin_convertvector(bits >> 16, Half);
-    std::memcpy(p, &half, sizeof half);
-    bits &= 0xffff0000u;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
-}
+typedef double UD __attribute__((vector_size(2 * BYTES), aligned(8), may_alias));
 
 struct Gelu {
     V value, slope;
@@ -436,54 +403,47 @@ void norm_backward(const T* dout, const T* x, T* dx, int64_t rows, int64_t C, co
     }
 }
 
-typedef const void* In;
-typedef void* Out;
-inline const float* f(In p) { return static_cast<const float*>(p); }
-inline float* f(Out p) { return static_cast<float*>(p); }
-inline const bf16* h(In p) { return static_cast<const bf16*>(p); }
-inline bf16* h(Out p) { return static_cast<bf16*>(p); }
-
 }  // namespace
 
 // `half`: the maps are bfloat16. Everything else is float32.
 extern "C" {
 
 void cmt_gelu_moments(int half, In e, int64_t rows, int64_t C, float* mean, float* variance) {
-    if (half) gelu_moments(h(e), rows, C, mean, variance);
-    else gelu_moments(f(e), rows, C, mean, variance);
+    if (half) gelu_moments(as_half(e), rows, C, mean, variance);
+    else gelu_moments(as_float(e), rows, C, mean, variance);
 }
 
 void cmt_irffn_forward(int half, In e, Out d, Out out, int64_t B, int64_t H, int64_t W, int64_t C, const float* taps,
                        const float* bias, const float* absent, float* mean, float* variance) {
     const Size size{B, H, W, C};
-    if (half) irffn_forward(h(e), h(d), h(out), size, taps, bias, absent, mean, variance);
-    else irffn_forward(f(e), f(d), f(out), size, taps, bias, absent, mean, variance);
+    if (half) irffn_forward(as_half(e), as_half(d), as_half(out), size, taps, bias, absent, mean, variance);
+    else irffn_forward(as_float(e), as_float(d), as_float(out), size, taps, bias, absent, mean, variance);
 }
 
 void cmt_irffn_backward_to_d(int half, In dout, In d, In e, Out dd, int64_t B, int64_t H, int64_t W, int64_t C,
                              const float* add, const float* times, float* sums) {
     const Size size{B, H, W, C};
-    if (half) irffn_backward_to_d(h(dout), h(d), h(e), h(dd), size, add, times, sums);
-    else irffn_backward_to_d(f(dout), f(d), f(e), f(dd), size, add, times, sums);
+    if (half) irffn_backward_to_d(as_half(dout), as_half(d), as_half(e), as_half(dd), size, add, times, sums);
+    else irffn_backward_to_d(as_float(dout), as_float(d), as_float(e), as_float(dd), size, add, times, sums);
 }
 
 void cmt_irffn_backward_to_e(int half, In dd, In e, Out de, int64_t B, int64_t H, int64_t W, int64_t C,
                              const float* taps, const float* add, const float* times) {
     const Size size{B, H, W, C};
-    if (half) irffn_backward_to_e(h(dd), h(e), h(de), size, taps, add, times);
-    else irffn_backward_to_e(f(dd), f(e), f(de), size, taps, add, times);
+    if (half) irffn_backward_to_e(as_half(dd), as_half(e), as_half(de), size, taps, add, times);
+    else irffn_backward_to_e(as_float(dd), as_float(e), as_float(de), size, taps, add, times);
 }
 
 void cmt_norm_forward(int half, In x, Out out, int64_t rows, int64_t C, float eps, const float* weight,
                       const float* bias, float* mean, float* scale) {
-    if (half) norm_forward(h(x), h(out), rows, C, eps, weight, bias, mean, scale);
-    else norm_forward(f(x), f(out), rows, C, eps, weight, bias, mean, scale);
+    if (half) norm_forward(as_half(x), as_half(out), rows, C, eps, weight, bias, mean, scale);
+    else norm_forward(as_float(x), as_float(out), rows, C, eps, weight, bias, mean, scale);
 }
 
 void cmt_norm_backward(int half, In dout, In x, Out dx, int64_t rows, int64_t C, const float* weight,
                        const float* mean, const float* scale, float* dweight, float* dbias) {
-    if (half) norm_backward(h(dout), h(x), h(dx), rows, C, weight, mean, scale, dweight, dbias);
-    else norm_backward(f(dout), f(x), f(dx), rows, C, weight, mean, scale, dweight, dbias);
+    if (half) norm_backward(as_half(dout), as_half(x), as_half(dx), rows, C, weight, mean, scale, dweight, dbias);
+    else norm_backward(as_float(dout), as_float(x), as_float(dx), rows, C, weight, mean, scale, dweight, dbias);
 }
 
 int cmt_narrowest() { return P * L; }  // channels that a map must have

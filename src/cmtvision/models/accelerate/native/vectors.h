@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -21,7 +23,7 @@ namespace {
 constexpr int L = BYTES / 4;  // floats of a vector
 typedef float V __attribute__((vector_size(BYTES)));
 typedef int32_t I __attribute__((vector_size(BYTES)));
-typedef float U __attribute__((vector_size(BYTES), aligned(4)));  // in memory, wherever it is
+typedef float U __attribute__((vector_size(BYTES), aligned(4), may_alias));  // in memory, wherever it is
 
 inline V load(const float* p) { return *reinterpret_cast<const U*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<U*>(p) = v; }
@@ -36,17 +38,87 @@ inline V all(float x) { return x - V{}; }
 inline V least(V a, V b) { return a < b ? a : b; }
 inline V most(V a, V b) { return a > b ? a : b; }
 
+// One number of a vector, half by half: of sums, or of the larger ones.
+template <int SIZE, typename F>
+struct Folded {
+    typedef float Half __attribute__((vector_size(SIZE / 2)));
+    static float of(const float* p, F f) {
+        Half a, b;
+        std::memcpy(&a, p, sizeof a);
+        std::memcpy(&b, p + SIZE / 8, sizeof b);
+        a = f(a, b);
+        return Folded<SIZE / 2, F>::of(reinterpret_cast<const float*>(&a), f);
+    }
+};
+template <typename F>
+struct Folded<8, F> {
+    static float of(const float* p, F f) { return f(p[0], p[1]); }
+};
+template <typename F>
+inline float folded(V v, F f) {
+    return Folded<BYTES, F>::of(reinterpret_cast<const float*>(&v), f);
+}
 inline float sum(V v) {
-    float s = 0;
-    for (int i = 0; i < L; i++) s += v[i];
-    return s;
+    return folded(v, [](auto a, auto b) { return a + b; });
+}
+inline float largest(V v) {
+    return folded(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-inline float largest(V v) {
-    float s = v[0];
-    for (int i = 1; i < L; i++) s = std::max(s, v[i]);
-    return s;
+struct bf16 {
+    uint16_t bits;
+};
+typedef uint16_t Half __attribute__((vector_size(BYTES / 2)));
+typedef uint32_t Bits __attribute__((vector_size(BYTES)));
+
+inline V get(const float* p) { return load(p); }
+inline V get(const bf16* p) {
+    Half half;
+    std::memcpy(&half, p, sizeof half);
+    Bits bits = __builtin_convertvector(half, Bits) << 16;
+    V v;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
 }
+
+// Stores v; returns what was stored.
+inline V put(float* p, V v) {
+    store(p, v);
+    return v;
+}
+inline V put(bf16* p, V v) {  // to the nearest, of two equally near to the even one
+    Bits bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    bits += 0x7fff + ((bits >> 16) & 1);
+    Half half = __builtin_convertvector(bits >> 16, Half);
+    std::memcpy(p, &half, sizeof half);
+    bits &= 0xffff0000u;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+// A single value.
+inline float get_one(const float* p) { return *p; }
+inline float get_one(const bf16* p) {
+    const uint32_t bits = uint32_t(p->bits) << 16;
+    float v;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+}
+inline void put_one(float* p, float v) { *p = v; }
+inline void put_one(bf16* p, float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Maps as they come from Python.
+typedef const void* In;
+typedef void* Out;
+inline const float* as_float(In p) { return static_cast<const float*>(p); }
+inline float* as_float(Out p) { return static_cast<float*>(p); }
+inline const bf16* as_half(In p) { return static_cast<const bf16*>(p); }
+inline bf16* as_half(Out p) { return static_cast<bf16*>(p); }
 
 // e^x for x <= 0: 2^n times a polynomial (Cephes, expf), to 2 units in the last place
 inline V exp_of(V x) {
