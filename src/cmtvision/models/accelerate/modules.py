@@ -26,7 +26,7 @@ from torch import nn
 
 from cmtvision.machine import mkl_without_avx512
 from cmtvision.models.accelerate.as_written import hooked, is_depthwise_3x3, is_gelu
-from cmtvision.models.accelerate.kernels import attention_by_kernel, depthwise_by_kernel
+from cmtvision.models.accelerate.kernels import attention_by_kernel, could_run_on, depthwise_by_kernel
 from cmtvision.models.accelerate.merged import merged_convolution, merges_identity
 from cmtvision.models.accelerate.native import differentiable
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
@@ -77,17 +77,19 @@ class FastIRFFN(InvertedResidualFFN):
 
     def _trains_natively(self, x: torch.Tensor) -> bool:
         """Whether what is between the products is the paper's, and a map that the native loops take."""
-        parameters = (self.expand_norm.weight, self.conv.weight, self.project.weight)
-        return (
+        if torch.compiler.is_compiling() or could_run_on(x):
+            return False
+        as_written = (
             differentiable.folds(self.expand_norm)
             and differentiable.folds(self.conv_norm)
             and is_depthwise_3x3(self.conv)
             and is_gelu(self.act)
             and type(self.project) is nn.Conv2d
             and not hooked(self.conv, self.act, self.project)
-            and x.numel() > x.shape[1]
-            and differentiable.trains(x, *parameters)
         )
+        if not as_written or x.numel() <= x.shape[1]:
+            return False
+        return differentiable.trains(x, self.expand_norm.weight, self.conv.weight, self.project.weight)
 
 
 @register_notrace_module
@@ -119,7 +121,7 @@ class FastAttention(LightweightAttention):
             return out
         if self.training and dropout == 0:
             tokens = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # as the linear layers left them
-            if differentiable.attends(*tokens, bias, torch.get_num_threads()):
+            if differentiable.attends(*tokens, bias):
                 return differentiable.attention(*tokens, bias, self.scale).transpose(1, 2)
         in_factors = bias is not None and bias.dim() != 4
         if not self.training or bias is None or in_factors or q.device.type != "cpu":

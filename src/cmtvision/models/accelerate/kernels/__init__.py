@@ -12,12 +12,13 @@ The kernels take no part in TorchScript, tracing, export, or anything on a CPU. 
 
 from cmtvision.models.accelerate.kernels.choice import Choice, choices, forget_choices
 from cmtvision.models.accelerate.kernels.paths import attention_by_kernel, depthwise_by_kernel
-from cmtvision.models.accelerate.kernels.switch import kernels_mode, use_kernels
+from cmtvision.models.accelerate.kernels.switch import could_run_on, kernels_mode, use_kernels
 
 __all__ = [
     "Choice",
     "attention_by_kernel",
     "choices",
+    "could_run_on",
     "depthwise_by_kernel",
     "forget_choices",
     "kernels_mode",

@@ -21,7 +21,7 @@ Maps = torch.channels_last
 
 def trains(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
     """Whether the loops can compute with a map and these parameters (None for one that is missing), and may."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not _may(x):
         return False
     return (
         x.device.type == "cpu"
@@ -41,13 +41,13 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
     return out
 
 
-def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, num_threads: int) -> bool:
+def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether the loops can compute attention of these, and may: as ``trains``, of tokens (B, N or M, h, d)."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not _may(q):
         return False
     if bias is not None:
         whole = bias.dim() == 4 and bias.shape[0] == 1 and bias.dtype == torch.float32 and bias.device.type == "cpu"
-        if not whole or num_threads * bias.numel() > MOST_BIASES:
+        if not whole or torch.get_num_threads() * bias.numel() > MOST_BIASES:
             return False
     return (
         q.device.type == "cpu"
@@ -131,6 +131,11 @@ def update(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, cou
         by = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         norm.running_mean.lerp_(mean, by)
         norm.running_var.lerp_(variance * (count / (count - 1)), by)
+
+
+def _may(x: torch.Tensor) -> bool:
+    """Whether this is a computation with numbers, and not the compiler's or another's that only follows it."""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and type(x) is torch.Tensor
 
 
 class _LayerNorm(torch.autograd.Function):

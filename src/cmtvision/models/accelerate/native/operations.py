@@ -13,7 +13,8 @@ from cmtvision.models.accelerate.native.library import library
 def takes(x: torch.Tensor) -> bool:
     """Whether the loops can compute with a tensor, and may, as nobody traces, compiles or differentiates."""
     return (
-        x.dtype == torch.float32
+        type(x) is torch.Tensor
+        and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.is_contiguous()
         and not (torch.is_grad_enabled() and x.requires_grad)
