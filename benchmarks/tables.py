@@ -481,6 +481,41 @@ def native_loops() -> str:
     return with_place(lines, "native-loops")
 
 
+def native_training() -> str:
+    """A training step with and without native loops."""
+    found = record("native-training")
+    precisions = found["precisions"]
+    lines = [
+        f"| {found['model']}, {found['pixels']} px, batch {found['batch']} | fp32, s | bf16, s |",
+        "|---|---|---|",
+    ]
+    for form in precisions["fp32"]:
+        rows = [precisions[precision].get(form) for precision in ("fp32", "bf16")]
+        cells = ["-" if row is None else f"{row['seconds']:.3f} ({row['against_without']:.2f}x)" for row in rows]
+        lines.append(f"| {form} | {' | '.join(cells)} |")
+    against = [f"{precisions[precision]['all']['against_plain']:.2f}x" for precision in ("fp32", "bf16")]
+    lines.append(f"| all, against plain float32 | {' | '.join(against)} |")
+    return with_place(lines, "native-training")
+
+
+SHARES = {
+    "convolutions and matrix products": "convolutions and matrix products",
+    "native loops": "native loops: inside the IRFFN, LayerNorm, attention",
+    "batch norm and GELU elsewhere": "batch norm and GELU elsewhere",
+    "additions, copies, casts": "additions, copies, casts",
+    "everything else": "everything else, the optimiser among it",
+}
+
+
+def step_shares() -> str:
+    """Where the time of a training step goes."""
+    shares = record("throughput-cpu")["training_step"]["shares"]
+    lines = ["| Part of a step | float32 | bfloat16 |", "|---|---|---|"]
+    for part, said in SHARES.items():
+        lines.append(f"| {said} | {shares['fp32'][part]:.0%} | {shares['bf16'][part]:.0%} |")
+    return with_place(lines, "throughput-cpu")
+
+
 def predict_folder() -> str:
     """A folder of photos by the command, beside the version before and the parts of the work."""
     found = record("predict-folder")
@@ -629,6 +664,8 @@ PAGES = {
         "gpu_kernels": gpu_kernels,
         "predict_folder": predict_folder,
         "native_loops": native_loops,
+        "native_training": native_training,
+        "step_shares": step_shares,
     },
     "docs/choices.md": {"first_run": first_run, "first_run_bounds": first_run_bounds},
     "docs/checking-data.md": {"data_check": data_check},

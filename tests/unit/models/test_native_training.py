@@ -284,7 +284,7 @@ def test_what_they_do_not_know_is_pytorchs(counted):
 def test_a_linear_layer_is_one_however_it_is_computed(as_convolution):
     plain = nn.Linear(24, 36)
     fast = TokenLinear(plain).train()
-    fast._as_convolution = as_convolution
+    fast.as_convolution = as_convolution
     assert fast.weight is plain.weight
     x = torch.randn(3, 10, 24, requires_grad=True)
     slope = torch.randn(3, 10, 36)

@@ -10,7 +10,8 @@ and computes the same; in evaluation on a CPU operation for operation.
 - LayerNorm, too, is computed in float32 there: with a bfloat16 map and float32 weights PyTorch's is slower.
 - Attention with a bias that learns is written out on a CPU, in float32: PyTorch's fused kernel there has no gradient
   for the bias, and its fallback does more than is needed.
-- On a CPU with a compiler the native loops of native/ compute LayerNorm and what an IRFFN does between its products.
+- On a CPU with a compiler the native loops of native/ compute LayerNorm, attention, and what an IRFFN does between its
+  products, while a module is ``native``.
 - On a GPU the Triton kernels of kernels/ are used if they are switched on.
 
 Shapes: B batch, C channels, H W grid, N queries, M keys, h heads, d head width.
@@ -57,6 +58,7 @@ class FastIRFFN(InvertedResidualFFN):
         for name, module in plain.named_children():
             self.add_module(name, module)
         self.act = MapGELU()
+        self.native = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) -> map (B, dim, H, W)."""
@@ -77,7 +79,7 @@ class FastIRFFN(InvertedResidualFFN):
 
     def _trains_natively(self, x: torch.Tensor) -> bool:
         """Whether what is between the products is the paper's, and a map that the native loops take."""
-        if torch.compiler.is_compiling() or could_run_on(x):
+        if not self.native or torch.compiler.is_compiling() or could_run_on(x):
             return False
         as_written = (
             differentiable.folds(self.expand_norm)
@@ -100,6 +102,7 @@ class FastAttention(LightweightAttention):
         nn.Module.__init__(self)
         self.num_heads, self.head_dim, self.scale = plain.num_heads, plain.head_dim, plain.scale
         self.kv_stride = plain.kv_stride
+        self.native = True
         self.fused_attn = plain.fused_attn  # type: ignore[misc]  # final for the scripting compiler
         for name, module in plain.named_children():
             self.add_module(name, module)
@@ -119,7 +122,7 @@ class FastAttention(LightweightAttention):
         out = attention_by_kernel(q, k, v, bias, dropout)
         if out is not None:
             return out
-        if self.training and dropout == 0:
+        if self.native and self.training and dropout == 0:
             tokens = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # as the linear layers left them
             if differentiable.attends(*tokens, bias):
                 return differentiable.attention(*tokens, bias, self.scale).transpose(1, 2)
@@ -147,11 +150,12 @@ class MapLayerNorm(LayerNorm2d):
     def __init__(self, plain: LayerNorm2d) -> None:
         super().__init__(plain.normalized_shape[0], eps=plain.eps, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
+        self.native = True
         self._fast_norm = plain._fast_norm  # type: ignore[misc]  # final for the scripting compiler
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) -> map (B, C, H, W)."""
-        if self.training and differentiable.trains(x, self.weight, self.bias):
+        if self.native and self.training and differentiable.trains(x, self.weight, self.bias):
             return differentiable.layer_norm(x, self.weight, self.bias, self.eps)
         if not self.training or x.device.type != "cpu" or x.dtype == self.weight.dtype:
             return super().forward(x)
@@ -183,12 +187,12 @@ class TokenLinear(nn.Linear):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
-        self._as_convolution = mkl_without_avx512() and torch.backends.mkl.is_available()
+        self.as_convolution = mkl_without_avx512() and torch.backends.mkl.is_available()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Tokens (B, N, C) -> tokens (B, N, D)."""
         x, weight = input, self.weight
-        if not (self.training and self._as_convolution and x.device.type == "cpu" and x.dim() == 3):
+        if not (self.training and self.as_convolution and x.device.type == "cpu" and x.dim() == 3):
             return super().forward(x)
         if not (x.dtype == weight.dtype == torch.float32) or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
