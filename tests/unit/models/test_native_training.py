@@ -26,6 +26,15 @@ Maps = torch.channels_last
 NOTHING = ("conv_norm.bias", "project.bias")  # a norm follows: their gradients are rounding errors
 
 
+@pytest.fixture(autouse=True)
+def two_threads():
+    """What is added up differently, and which attention is too small, depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How often each native function was called."""
@@ -137,7 +146,7 @@ def test_equals_float64_in_a_layer_norm(channels, counted):
     ("batch", "queries", "keys", "heads", "width"),
     [
         (2, 100, 25, 4, 46),
-        (1, 1, 1, 1, 1),
+        (2, 1, 1, 1, 1),
         (3, 7, 3, 2, 46),
         (2, 20, 17, 1, 8),
         (2, 49, 64, 3, 33),
@@ -182,6 +191,20 @@ def test_attention_bears_scores_far_apart_and_far_away():
     gradients = torch.autograd.grad(out.square().sum(), [q, bias])
     torch.testing.assert_close(out, v[:, 2:3].expand_as(out), rtol=1e-5, atol=1e-5)
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@needs_compiler
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(strange):
+    """A run that diverges is seen by its loss."""
+    x = torch.randn(2, 64, 5, 5).contiguous(memory_format=Maps)
+    x[1, 7, 2, 3] = strange
+    assert not differentiable.layer_norm(x, torch.ones(64), torch.zeros(64), 1e-6)[1, :, 2, 3].isfinite().any()
+    assert not FastIRFFN(irffn(64, 128)).train()(x).isfinite().all()
+    for place in range(3):
+        tokens = [torch.randn(2, 9, 2, 32) for _ in range(3)]
+        tokens[place][1, 4, 1, 5] = float("nan")
+        assert differentiable.attention(*tokens, None, 0.2)[1, 4, 1].isnan().any()
 
 
 @needs_compiler
@@ -274,6 +297,13 @@ def test_what_they_do_not_know_is_pytorchs(counted):
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert not differentiable.trains(mode.from_tensor(x))
         assert not differentiable.attends(*[mode.from_tensor(torch.randn(1, 4, 2, 8))] * 3, None)
+    wide = fast()
+    wide.project = nn.Conv2d(128, 64, 3, padding=1)
+    wide(x)
+    assert counted["inside_irffn"] == 0
+    one = torch.randn(1, 4, torch.get_num_threads() + 1, 8)
+    assert differentiable.attends(one, one, one, None) == (library() is not None)
+    assert not differentiable.attends(one[:, :, :0], one[:, :, :0], one[:, :, :0], None)
     few = FastIRFFN(irffn(8, 16)).train()  # fewer channels than there are lanes, where vectors are long
     assert few(torch.randn(2, 8, 3, 3).contiguous(memory_format=Maps)).isfinite().all()
     with pytest.raises(ValueError, match="more than 1 value per channel"):

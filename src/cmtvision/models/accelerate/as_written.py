@@ -30,3 +30,13 @@ def is_depthwise_3x3(conv: nn.Module) -> bool:
 def is_gelu(act: nn.Module) -> bool:
     """Whether a module is the exact GELU."""
     return isinstance(act, nn.GELU) and act.approximate == "none"
+
+
+def is_pointwise(conv: nn.Module) -> bool:
+    """Whether a module is a 1 x 1 convolution, a matrix product at every position."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.kernel_size == conv.stride == (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
+    )

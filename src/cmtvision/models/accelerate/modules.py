@@ -26,7 +26,7 @@ from timm.models import register_notrace_module
 from torch import nn
 
 from cmtvision.machine import mkl_without_avx512
-from cmtvision.models.accelerate.as_written import hooked, is_depthwise_3x3, is_gelu
+from cmtvision.models.accelerate.as_written import hooked, is_depthwise_3x3, is_gelu, is_pointwise
 from cmtvision.models.accelerate.kernels import attention_by_kernel, could_run_on, depthwise_by_kernel
 from cmtvision.models.accelerate.merged import merged_convolution, merges_identity
 from cmtvision.models.accelerate.native import differentiable
@@ -86,7 +86,7 @@ class FastIRFFN(InvertedResidualFFN):
             and differentiable.folds(self.conv_norm)
             and is_depthwise_3x3(self.conv)
             and is_gelu(self.act)
-            and type(self.project) is nn.Conv2d
+            and is_pointwise(self.project)
             and not hooked(self.conv, self.act, self.project)
         )
         if not as_written or x.numel() <= x.shape[1]:

@@ -230,7 +230,7 @@ void backward(const T* dout, const T* q, const T* k, const T* v, const T* out, c
                     float* to = dbias == nullptr ? nullptr : own + (head * N + n + r) * keys;
                     const float log_sum = log_sums[one * N + n + r], dot = dots[r];
                     for (int64_t m = 0; m < keys; m += L) {
-                        const V p = exp_of(least(load(w + m) * scale + load(b + m) - log_sum, V{}));
+                        const V p = exp_of(least(V{}, load(w + m) * scale + load(b + m) - log_sum));
                         const V s = p * (load(g + m) - dot);
                         store(w + m, p);
                         store(g + m, s);

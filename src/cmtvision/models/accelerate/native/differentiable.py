@@ -54,6 +54,7 @@ def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tenso
         and q.dtype in TYPES
         and q.dtype == k.dtype == v.dtype
         and q.numel() > 0
+        and q.shape[0] * q.shape[2] >= torch.get_num_threads()  # a head of an image is one thread's
         and q.is_contiguous()
         and k.is_contiguous()
         and v.is_contiguous()

@@ -24,7 +24,8 @@ from cmtvision.user_folders import only_ours, user_cache_folder
 
 VARIABLE = "CMTVISION_NATIVE"
 COMPILERS = ("g++", "c++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+# sums in any order, but what is no number stays none: whoever trains must hear of it
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-fPIC")
 _BUILT = "kernels.so"
 _SECONDS = 60  # that a compiler may take
 _HERE = Path(__file__).parent

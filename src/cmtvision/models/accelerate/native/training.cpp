@@ -113,7 +113,7 @@ void all_parts(const Size& size, F f) {
 #pragma omp parallel
     {
         Strip strip(size.W);
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(3) schedule(static)
         for (int64_t image = 0; image < size.B; image++)
             for (int64_t group = 0; group < groups; group++)
                 for (int64_t block = 0; block < blocks(size.C); block++) {

@@ -35,7 +35,7 @@ inline V some(const float* p, int64_t n) {  // the first n floats of a vector, z
     return v;
 }
 inline V all(float x) { return x - V{}; }
-inline V least(V a, V b) { return a < b ? a : b; }
+inline V least(V a, V b) { return a < b ? a : b; }  // b, if one of them is no number
 inline V most(V a, V b) { return a > b ? a : b; }
 
 // One number of a vector, half by half: of sums, or of the larger ones.
@@ -122,7 +122,7 @@ inline bf16* as_half(Out p) { return static_cast<bf16*>(p); }
 
 // e^x for x <= 0: 2^n times a polynomial (Cephes, expf), to 2 units in the last place
 inline V exp_of(V x) {
-    x = most(x, all(-87.0f));
+    x = most(all(-87.0f), x);
     V n = x * 1.44269504088896341f;
     I whole = __builtin_convertvector(n - 0.5f, I);  // towards zero: the nearest, as n <= 0
     n = __builtin_convertvector(whole, V);
@@ -143,7 +143,7 @@ inline V exp_of(V x) {
 
 // erf(x / sqrt 2), as a quotient of polynomials on [-4, 4]
 inline V erf_of(V x) {
-    V t = most(least(x * 0.70710678118654752f, all(4.0f)), all(-4.0f));
+    V t = most(all(-4.0f), least(all(4.0f), x * 0.70710678118654752f));
     V s = t * t;
     V p = all(-2.72614225801306e-10f);
     p = p * s + 2.77068142495902e-08f;
