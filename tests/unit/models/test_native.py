@@ -186,6 +186,17 @@ def test_a_compiler_that_fails_is_asked_once(tmp_path):
     assert (tmp_path / "calls").read_text().count("called") == 3  # twice for its version
 
 
+def test_a_compiler_that_was_killed_is_asked_again(tmp_path):
+    script = (
+        '[ "$1" = --version ] || { echo "g++: fatal error: Killed signal terminated program cc1plus" >&2; exit 1; }'
+    )
+    path = compiler(tmp_path / "bin", script)
+    said, logged = process(tmp_path / "cache", path=f"{path}:/usr/bin:/bin")
+    assert said == "same False"
+    assert "Killed" in logged
+    assert files(tmp_path / "cache") == []
+
+
 @needs_compiler
 def test_what_a_compiler_writes_and_cannot_be_opened_is_left(tmp_path):
     script = 'while [ $# -gt 1 ]; do shift; [ "$1" = -o ] && echo no library > "$2"; done; exit 0'

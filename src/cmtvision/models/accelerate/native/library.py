@@ -3,7 +3,7 @@
 A file in the cache is named by everything that its content depends on (sources, compiler, flags, the processor's
 instructions), so that another machine with the same home folder builds its own. Where there is no compiler, where it
 fails, or where nothing can be kept, ``library`` gives None, and nobody but the log hears of it; a failure is kept, too,
-so that it is not repeated. ``CMTVISION_NATIVE=off`` does without.
+so that it is not repeated, if the next attempt would fail as well. ``CMTVISION_NATIVE=off`` does without.
 
 Another user's file is code of theirs: the folder and the file must be ours, and writable by nobody else.
 """
@@ -27,6 +27,7 @@ COMPILERS = ("g++", "c++")
 # sums in any order, but what is no number stays none: whoever trains must hear of it
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-fPIC")
 _BUILT = "kernels.so"
+_PASSING = ("signal terminated program", "No space left on device", "annot allocate memory")  # what may not come again
 _SECONDS = 60  # that a compiler may take
 _HERE = Path(__file__).parent
 _HEADER, *_SOURCES = (_HERE / name for name in ("vectors.h", "inference.cpp", "training.cpp", "attention.cpp"))
@@ -102,6 +103,8 @@ def _built() -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             error = _compile(compiler, Path(place))
             if error is not None:
+                if any(sign in error for sign in _PASSING):
+                    raise _NotBuiltError(error)
                 failed.write_text(error, "utf-8")
                 raise _NotBuiltError(f"{error.splitlines()[0]}; see {failed}")
             os.replace(Path(place) / _BUILT, built)  # noqa: PTH105  # whole, whoever else compiles now
@@ -118,7 +121,10 @@ def _compile(compiler: str, folder: Path) -> str | None:
     steps.append([compiler, "-shared", *compiled, "-o", str(folder / _BUILT)])
     for step in steps:
         try:
-            done = subprocess.run(step, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+            done = subprocess.run(
+                step, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
+                start_new_session=True,  # a Ctrl-C is this process's, not the compiler's
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             return f"{compiler} took more than {_SECONDS} s"
         if done.returncode:
