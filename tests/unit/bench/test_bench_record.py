@@ -1,6 +1,9 @@
 """The record of ``bench``: its figures on known samples, and who wrote it."""
 
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -121,6 +124,17 @@ def test_a_record_names_the_command_that_was_run(monkeypatch):
         "speed-cpu": "python benchmarks/run_all.py --quick --out cpu --also 'an export' --minutes 0",
     }
     assert run_all.options([]).out == "cpu"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton here")
+def test_the_script_for_a_gpu_can_be_rehearsed_without_one():
+    script = Path(__file__).parents[3] / "benchmarks" / "gpu.py"
+    command = [sys.executable, script, "--rehearse", "--part", "kernels"]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("kernels ") == 6
+    assert "wrote" not in done.stdout
 
 
 def test_the_readme_says_where_records_were_made_and_what_their_limits_are(monkeypatch):

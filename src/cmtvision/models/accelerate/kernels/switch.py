@@ -23,7 +23,8 @@ class use_kernels:  # noqa: N801  # reads as a function, like torch.no_grad
     """Choose when the networks use the Triton kernels, for all threads of this process.
 
     A call sets it for good; ``with use_kernels("off"): ...`` sets it back at the end. The environment variable
-    CMTVISION_KERNELS says what holds at the start, "off" if it is not set: they have not run on a GPU of ours yet.
+    CMTVISION_KERNELS says what holds at the start, "off" if it is not set: on an H100, launched one by one from
+    Python, they slow a network down (docs/performance.md).
 
     Args:
         mode: "auto": on a GPU with compute capability 8.0 or more, in channels-last memory, each shape where the kernel
