@@ -26,7 +26,9 @@ from .order import OrderStatistics, least_images  # a bundle holds this file as 
 SetKind = Literal["lac", "raps"]
 KINDS: tuple[str, ...] = get_args(SetKind)
 LEAST_LEVEL, MOST_LEVEL = 0.5, 0.999
-SLACK = 1e-8  # a threshold is itself the score of an image, and sums are rounded
+# A threshold is itself the score of an image, and the same image has another one in another runtime, by so much: its
+# set stays the same, and a set that is larger by a tie covers no less.
+SLACK = 1e-5
 PENALTIES = (0.001, 0.01, 0.1, 0.2, 0.5)  # those of the paper
 TUNED_AT = 0.9  # the level for which k_reg and the penalty are chosen; they are valid at any
 _LEAST_TO_TUNE = 500

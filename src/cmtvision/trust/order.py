@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST = 2_000
-_DIGITS = 10  # after the point; thresholds are compared with a slack of 1e-8
+_DIGITS = 10  # after the point; thresholds are compared with a larger slack
 _SLACK = 1e-9  # 10 * 0.9 is 9.000000000000002 in some spellings, and would be rounded up to 10
 
 

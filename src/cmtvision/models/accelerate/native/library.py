@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -113,23 +114,27 @@ def _built() -> Path:
 
 
 def _compile(compiler: str, folder: Path) -> str | None:
-    """Compile into a folder. Returns what went wrong, None for nothing."""
+    """Compile into a folder, files side by side. Returns what went wrong, None for nothing."""
     compiled = [str(folder / f"{source.stem}.o") for source in _SOURCES]
     # linked without -fopenmp: another OpenMP library beside PyTorch's would have threads of its own; and without
     # -ffast-math: some compilers then link code that changes the arithmetic of the whole process
     steps = [[compiler, *FLAGS, "-c", str(source), "-o", to] for source, to in zip(_SOURCES, compiled, strict=True)]
-    steps.append([compiler, "-shared", *compiled, "-o", str(folder / _BUILT)])
-    for step in steps:
-        try:
-            done = subprocess.run(
-                step, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
-                start_new_session=True,  # a Ctrl-C is this process's, not the compiler's
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"{compiler} took more than {_SECONDS} s"
-        if done.returncode:
-            return f"{compiler} failed ({done.returncode}): {done.stderr.strip()[:2000]}"
-    return None
+    with ThreadPoolExecutor(len(steps)) as pool:
+        errors = list(pool.map(_run, steps))
+    error = next(filter(None, errors), None)
+    return error or _run([compiler, "-shared", *compiled, "-o", str(folder / _BUILT)])
+
+
+def _run(command: list[str]) -> str | None:
+    """Run the compiler. Returns what went wrong, None for nothing."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
+            start_new_session=True,  # a Ctrl-C is this process's, not the compiler's
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} took more than {_SECONDS} s"
+    return f"{command[0]} failed ({done.returncode}): {done.stderr.strip()[:2000]}" if done.returncode else None
 
 
 def _version(compiler: str) -> str:
