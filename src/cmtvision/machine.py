@@ -8,6 +8,7 @@ Python's process pools respect the affinity only.
 import ctypes
 import os
 from collections.abc import Iterator, MutableMapping
+from functools import cache
 from pathlib import Path
 
 SPIN = "2000"
@@ -101,6 +102,7 @@ def saturates_int8() -> bool:
     return "sse2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
+@cache
 def mkl_without_avx512() -> bool:
     """Whether Intel's MKL, which PyTorch's linear layers use in float32, leaves AVX-512 unused that is there.
 

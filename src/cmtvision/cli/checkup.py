@@ -251,7 +251,7 @@ def _instructions() -> Iterator[Finding]:
 def _native_loops(probe: dict[str, Any]) -> Iterator[Finding]:
     why = probe.get("no_native_loops")
     if why:
-        text = f"no native loops ({why}): a CMT computes a tenth to a sixth slower on this CPU"
+        text = f"no native loops ({why}): a CMT computes and trains a tenth to a fifth slower on this CPU"
         yield Finding("ok", text, "install g++" if "no compiler" in why else "")
 
 

@@ -3,7 +3,6 @@
 A map is (B, C, H, W) in channels-last memory, float32 or bfloat16, on a CPU; parameters and statistics are float32.
 """
 
-from ctypes import CDLL
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from cmtvision.models.accelerate.as_written import hooked
-from cmtvision.models.accelerate.native.library import library
+from cmtvision.models.accelerate.native.library import library, loops
+from cmtvision.models.accelerate.native.operations import with_numbers
 
 TYPES = (torch.float32, torch.bfloat16)
 MOST_BIASES = 1 << 24  # sums that all threads keep for the gradient of a position bias
@@ -21,7 +21,7 @@ Maps = torch.channels_last
 
 def trains(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
     """Whether the loops can compute with a map and these parameters (None for one that is missing), and may."""
-    if not _may(x):
+    if not with_numbers(x):
         return False
     return (
         x.device.type == "cpu"
@@ -43,7 +43,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
 def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether the loops can compute attention of these, and may: as ``trains``, of tokens (B, N or M, h, d)."""
-    if not _may(q):
+    if not with_numbers(q):
         return False
     if bias is not None:
         whole = bias.dim() == 4 and bias.shape[0] == 1 and bias.dtype == torch.float32 and bias.device.type == "cpu"
@@ -132,11 +132,6 @@ def update(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, cou
         by = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         norm.running_mean.lerp_(mean, by)
         norm.running_var.lerp_(variance * (count / (count - 1)), by)
-
-
-def _may(x: torch.Tensor) -> bool:
-    """Whether this is a computation with numbers, and not the compiler's or another's that only follows it."""
-    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and type(x) is torch.Tensor
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -254,10 +249,4 @@ def _like(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _call(name: str, x: torch.Tensor, *arguments: torch.Tensor | float | None) -> None:
     """Call a loop: tensors go by address; the first one says which type the maps, or tokens, have."""
     values = [v.data_ptr() if isinstance(v, torch.Tensor) else v for v in arguments]
-    getattr(_library(), name)(x.dtype == torch.bfloat16, x.data_ptr(), *values)
-
-
-def _library() -> CDLL:
-    opened = library()
-    assert opened is not None, "whoever calls has asked for trains()"
-    return opened
+    getattr(loops(), name)(x.dtype == torch.bfloat16, x.data_ptr(), *values)

@@ -58,6 +58,13 @@ def library() -> ctypes.CDLL | None:
     return _opened()[0]
 
 
+def loops() -> ctypes.CDLL:
+    """The loops, for whoever has seen that they are there."""
+    opened = library()
+    assert opened is not None, "whoever calls has asked for library()"
+    return opened
+
+
 def missing() -> str:
     """Why there are none, in words; '' where there are."""
     return _opened()[1]

@@ -3,30 +3,31 @@
 Shapes: B batch, H W map, C channels, N queries, M keys, h heads, d head width.
 """
 
-from ctypes import CDLL
-
 import torch
 
-from cmtvision.models.accelerate.native.library import library
+from cmtvision.models.accelerate.native.library import loops
+
+
+def with_numbers(x: torch.Tensor) -> bool:
+    """Whether a tensor has numbers to compute with, as nobody compiles, traces, or only follows its shape."""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and type(x) is torch.Tensor
 
 
 def takes(x: torch.Tensor) -> bool:
     """Whether the loops can compute with a tensor, and may, as nobody traces, compiles or differentiates."""
     return (
-        type(x) is torch.Tensor
+        with_numbers(x)
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.is_contiguous()
         and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 
 def layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm over the last axis, without scale and shift: (..., C) -> (..., C)."""
     out = torch.empty_like(x)
-    _library().cmt_layer_norm(x.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
+    loops().cmt_layer_norm(x.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
     return out
 
 
@@ -44,7 +45,7 @@ def depthwise(
     """
     out = torch.empty_like(x)
     taken = None if absent is None else absent.data_ptr()
-    _library().cmt_depthwise(x.data_ptr(), out.data_ptr(), *x.shape, weight.data_ptr(), bias.data_ptr(), taken, gelu)
+    loops().cmt_depthwise(x.data_ptr(), out.data_ptr(), *x.shape, weight.data_ptr(), bias.data_ptr(), taken, gelu)
     return out
 
 
@@ -69,11 +70,5 @@ def attention(
     added = None if bias is None else bias.data_ptr()
     keys, values = kv.data_ptr(), kv.data_ptr() + width * kv.element_size()
     shape = (B, N, M, num_heads, d, 2 * width)
-    _library().cmt_attention(False, q.data_ptr(), keys, values, added, out.data_ptr(), None, *shape, scale)
+    loops().cmt_attention(False, q.data_ptr(), keys, values, added, out.data_ptr(), None, *shape, scale)
     return out
-
-
-def _library() -> CDLL:
-    opened = library()
-    assert opened is not None, "whoever calls has asked for library()"
-    return opened

@@ -82,9 +82,6 @@ class Strip {
     std::vector<float> room;
     float* row(int64_t y) { return room.data() + (y + 3) % 3 * (W + 2) * P * L; }
 
-public:
-    explicit Strip(int64_t W) : W(W), room((W + 2) * P * L * 3) {}
-
     template <typename T, typename F>
     void read(const T* map, const Part& part, int64_t y, F f) {
         float* to = row(y) + P * L;
@@ -98,11 +95,24 @@ public:
         }
     }
 
+public:
+    explicit Strip(int64_t W) : W(W), room((W + 2) * P * L * 3) {}
+
     struct Rows {
         const float* rows[3];
         V tap(int k, int64_t x, int j) const { return load(rows[k / 3] + ((x + k % 3) * P + j) * L); }
     };
-    Rows around(int64_t y) { return {{row(y - 1), row(y), row(y + 1)}}; }
+
+    // Row y of a part and its neighbours; rows of a part are asked for one after the other.
+    template <typename T, typename F>
+    Rows around(const T* map, const Part& part, int64_t y, F f) {
+        if (y == part.begin) {
+            read(map, part, y - 1, f);
+            read(map, part, y, f);
+        }
+        read(map, part, y + 1, f);
+        return {{row(y - 1), row(y), row(y + 1)}};
+    }
 };
 
 // f(part, strip) for all parts: as many rows at a time as keep four maps of them in a core's own cache.
@@ -162,12 +172,9 @@ void irffn_forward(const T* e, T* d, T* out, const Size& size, const float* taps
         V w[9][P], near[P], s[P] = {}, q[P] = {};
         for (int k = 0; k < 9; k++)
             for (int j = 0; j < P; j++) w[k][j] = load(taps + k * C + c + j * L);
-        strip.read(e, part, part.begin - 1, gelu);
-        strip.read(e, part, part.begin, gelu);
         int64_t count = 0;
         for (int64_t y = part.begin; y < part.end; y++) {
-            strip.read(e, part, y + 1, gelu);
-            const auto rows = strip.around(y);
+            const auto rows = strip.around(e, part, y, gelu);
             V left[P], middle[P], right[P];
             for (int j = 0; j < P; j++) {
                 middle[j] = load(bias + c + j * L);
@@ -226,12 +233,9 @@ void irffn_backward_to_d(const T* dout, const T* d, const T* e, T* dd, const Siz
             a[j] = load(add + c + j * L);
             m[j] = load(times + c + j * L);
         }
-        strip.read(e, part, part.begin - 1, gelu);
-        strip.read(e, part, part.begin, gelu);
         int64_t count = 0;
         for (int64_t y = part.begin; y < part.end; y++) {
-            strip.read(e, part, y + 1, gelu);
-            const auto rows = strip.around(y);
+            const auto rows = strip.around(e, part, y, gelu);
             V row[P] = {}, left[P] = {}, right[P] = {};
             for (int64_t x = 0; x < W; x++) {
                 const int64_t at = part.at(y, x);
@@ -297,11 +301,8 @@ void irffn_backward_to_e(const T* dd, const T* e, T* de, const Size& size, const
             a[j] = load(add + c + j * L);
             m[j] = load(times + c + j * L);
         }
-        strip.read(dd, part, part.begin - 1, as_it_is);
-        strip.read(dd, part, part.begin, as_it_is);
         for (int64_t y = part.begin; y < part.end; y++) {
-            strip.read(dd, part, y + 1, as_it_is);
-            const auto rows = strip.around(y);
+            const auto rows = strip.around(dd, part, y, as_it_is);
             for (int64_t x = 0; x < W; x++) {
                 V v[P];
                 for (int j = 0; j < P; j++) v[j] = a[j];
