@@ -61,6 +61,14 @@ def classifier():
     return make
 
 
+def same_but_for_ties(ours, theirs, above):
+    """Sets of both; ours also have a class that is above the threshold by less than the slack for runtimes."""
+    ties = (above > 0) & (above <= conformal.SLACK)
+    assert (ours == theirs)[~ties].all()
+    assert ours[ties].all()
+    assert ties.mean() < 0.005
+
+
 @pytest.mark.parametrize("classes", [2, 10])
 def test_lac_is_mapies(classifier, classes):
     logits, targets = made(700, classes, seed=classes)
@@ -74,7 +82,7 @@ def test_lac_is_mapies(classifier, classes):
     for place, level in enumerate(LEVELS):
         scores = conformal.lac_scores(odds[300:])
         inside = conformal.members(scores, own.quantile(level), odds[300:], allow_empty=True)
-        assert (inside == sets[:, :, place]).all()
+        same_but_for_ties(inside, sets[:, :, place], scores - own.quantile(level))
 
 
 def test_raps_without_its_random_number_is_mapies(classifier):
@@ -104,7 +112,8 @@ def test_raps_without_its_random_number_is_mapies(classifier):
         scores = conformal.raps_scores(odds, how)
         own = OrderStatistics.of(conformal.of_the_class(scores[counted], targets[counted])).quantile(level)
         assert own == pytest.approx(float(score.quantiles_[place]), abs=1e-6)
-        assert (conformal.members(scores[500:], own, odds[500:]) == sets[:, :, place]).all()
+        inside = conformal.members(scores[500:], own, odds[500:])
+        same_but_for_ties(inside, sets[:, :, place], scores[500:] - own)
 
 
 @pytest.mark.parametrize("num_bins", [10, 15])
