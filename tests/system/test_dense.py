@@ -113,6 +113,15 @@ def test_the_report_has_the_figures_and_the_worst_images(scenes, runs, tmp_path,
     done = run_cli("report", "run", scenes / kind, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").read_text() == page
+    asked = ["report", "run", scenes / kind, "--split", "train", "--out", "page.html", "--json"]
+    done = run_cli(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["report"], found["split"], found["num_images"]) == ("page.html", "train", 12)
+    assert "Training " in (tmp_path / "page.html").read_text()
+    assert (run / "report.html").read_text() == page
+    assert_one_error(run_cli(*asked, cwd=tmp_path), "page.html: already exists")
+    assert_one_error(run_cli("report", "run", "--corruptions", cwd=tmp_path), "--corruptions is for classifiers")
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"data": str(tmp_path / "gone")}))
     assert run_cli("report", "run", cwd=tmp_path).returncode == 0

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+import cmtvision
+from cmtvision.artefact.dense import DetectionPredictor
 from cmtvision.data import write_sample_scenes
 from cmtvision.detection.task import DETECTION
 from cmtvision.engine import fit
@@ -42,6 +44,14 @@ def test_a_detector_learns_one_image_by_heart(tmp_path, kind, options):
     assert found.boxes.ap > 0.7
     if kind == "maskrcnn":
         assert found.masks.ap50 > 0.95
+    # what a person is shown without a word on confidence are these two objects
+    predictor = cmtvision.load(tmp_path / "run")
+    assert predictor.min_score == found.point.score
+    shown = predictor.predict(found.samples[0].path)[0]
+    assert sorted(shown.labels) == sorted(found.samples[0].labels)
+    for wrong in ("0.5", float("nan"), 2, None, True):
+        metrics = predictor.card.metrics | {"min_score": wrong}
+        assert DetectionPredictor(replace(predictor.card, metrics=metrics), None).min_score == 0.5
 
 
 def test_a_segmenter_learns_eight_images_by_heart(tmp_path):

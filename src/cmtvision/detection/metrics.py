@@ -14,7 +14,7 @@ N detections, H W the original image's height and width in pixels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from cmtvision.errors import ConfigError, DataError
 Kind = Literal["boxes", "masks"]
 MAX_DETECTIONS = 100
 """Detections of an image that count, the most confident of each class, as COCO has it."""
+HIT = 0.5
+"""Overlap (IoU) from which on a box is right, where a single one is judged."""
+RIGHT, WRONG, IN_A_GROUP = np.int8(1), np.int8(0), np.int8(-1)
 _COUNTED = (1, 10, MAX_DETECTIONS)
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # COCO's areas
 
@@ -125,6 +128,81 @@ def coco_figures(
         num_images=len(samples),
         num_objects=num_objects,
     )
+
+
+class OperatingPoint(NamedTuple):
+    """A confidence from which on boxes are shown, and what is then shown.
+
+    Attributes:
+        score: that confidence, in hundredths.
+        precision: how many of the boxes are right.
+        recall: how many of the objects have a right box.
+    """
+
+    score: float
+    precision: float
+    recall: float
+
+
+def operating_point(samples: Sequence[DetectionSample], found: Mapping[int, Detections]) -> OperatingPoint | None:
+    """The confidence at which F1, the harmonic mean of precision and recall over all classes together, is highest.
+
+    Args:
+        samples: the images; an image's number is its place here.
+        found: what was found in each of them.
+
+    Returns:
+        None where no box is right.
+    """
+    answers = [found[number] for number in range(len(samples))]
+    verdicts = [judged(sample, one) for sample, one in zip(samples, answers, strict=True)]
+    verdict = np.concatenate([*verdicts, np.empty(0, np.int8)])
+    scores = np.concatenate([*(one.scores for one in answers), np.empty(0, np.float32)])
+    num_objects = sum(int((~sample.crowd).sum()) for sample in samples)
+    best, point = 0.0, None
+    for score in np.arange(1, 100) / 100:
+        shown = verdict[scores >= score]
+        right, wrong = int((shown == RIGHT).sum()), int((shown == WRONG).sum())
+        f1 = 2 * right / max(1, right + wrong + num_objects)
+        if f1 > best:
+            best, point = f1, OperatingPoint(float(score), right / (right + wrong), right / num_objects)
+    return point
+
+
+def judged(sample: DetectionSample, found: Detections) -> npt.NDArray[np.int8]:
+    """(N,) of each box whether it is RIGHT, WRONG or IN_A_GROUP of its class, which is neither.
+
+    The surest box has the first choice, and takes the object of its class that it covers best, as COCO has it.
+    """
+    verdict = np.full(len(found), WRONG, dtype=np.int8)
+    if not len(sample.boxes):
+        return verdict
+    common = _common(found.boxes, sample.boxes)  # (N, objects and groups) pixels
+    areas = _areas(found.boxes)[:, None]
+    same = found.labels[:, None] == sample.labels
+    overlap = np.where(same, common / np.maximum(areas + _areas(sample.boxes) - common, 1e-9), 0)
+    grouped = (same & sample.crowd & (common >= HIT * areas)).any(axis=1)
+    left = ~sample.crowd
+    for place in np.argsort(-found.scores, kind="stable"):
+        best = int(np.where(left, overlap[place], 0).argmax())
+        if left[best] and overlap[place, best] >= HIT:
+            left[best], verdict[place] = False, RIGHT
+        elif grouped[place]:
+            verdict[place] = IN_A_GROUP
+    return verdict
+
+
+def _common(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """(N, M) pixels that boxes (N, 4) and (M, 4) have in common."""
+    one, other = ours.astype(np.float64)[:, None], theirs.astype(np.float64)[None]
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    common: npt.NDArray[np.float64] = np.clip(sides, 0, None).prod(axis=-1)
+    return common
+
+
+def _areas(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    areas: npt.NDArray[np.float64] = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).astype(np.float64).prod(axis=-1)
+    return areas
 
 
 def _check(samples: Sequence[DetectionSample], found: Mapping[int, Detections], num_classes: int, kind: Kind) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from cmtvision.artefact.card import Task as Kind
-from cmtvision.artefact.dense import DetectionPredictor, find
+from cmtvision.artefact.dense import MIN_SCORE_FIGURE, DetectionPredictor, find
 from cmtvision.artefact.detections import Detections, merged
 from cmtvision.data import DetectionIndex, DetectionSample
 from cmtvision.data.annotations import read_detection
 from cmtvision.data.training.dense_dataset import DetectionDataset, collate_detection
-from cmtvision.detection.metrics import DetectionFigures, coco_figures
+from cmtvision.detection.metrics import DetectionFigures, OperatingPoint, coco_figures, operating_point
 from cmtvision.engine.build import BuiltModel
 from cmtvision.engine.dense.task import DenseEvaluation, DenseTask, each_seen
 from cmtvision.engine.distributed.processes import SINGLE, Processes
@@ -35,6 +35,7 @@ class DetectionEvaluation(DenseEvaluation):
     Attributes:
         boxes, masks: COCO's figures by boxes, and by masks where the network finds them and the images have some.
         found: what was found in each image, by its place in ``samples``.
+        point: from which confidence on boxes are best shown; None where none is right.
     """
 
     task: ClassVar[Kind] = "detection"
@@ -43,25 +44,32 @@ class DetectionEvaluation(DenseEvaluation):
     boxes: DetectionFigures
     masks: DetectionFigures | None = None
     found: Mapping[int, Detections] = field(default_factory=dict)
+    point: OperatingPoint | None = None
 
     def headline(self) -> str:
         """AP, of boxes and of masks, in words."""
         said = f"AP {_percent(self.boxes.ap)} (AP50 {_percent(self.boxes.ap50)}"
         said += f", {self.boxes.num_objects:,} objects in {self.num_images:,} images)"
-        return said + (f", of masks {_percent(self.masks.ap)}" if self.masks is not None else "")
+        said += f", of masks {_percent(self.masks.ap)}" if self.masks is not None else ""
+        return said + (f"; F1 is best from a confidence of {self.point.score:.0%}" if self.point is not None else "")
 
     def summary(self) -> dict[str, Any]:
         """The figures that an artefact carries."""
         figures = {"num_images": self.num_images, "ap": self.boxes.ap, "ap50": self.boxes.ap50, "ap75": self.boxes.ap75}
-        return figures | ({"mask_ap": self.masks.ap} if self.masks is not None else {})
+        figures |= {"mask_ap": self.masks.ap} if self.masks is not None else {}
+        return figures | ({MIN_SCORE_FIGURE: self.point.score} if self.point is not None else {})
 
     def by_class(self) -> Sequence[float | None]:
         """AP of boxes of each class."""
         return self.boxes.ap_by_class
 
     def details(self) -> dict[str, Any]:
-        """All of COCO's figures."""
-        return {"boxes": asdict(self.boxes), "masks": None if self.masks is None else asdict(self.masks)}
+        """All of COCO's figures, and the best confidence to show boxes from."""
+        return {
+            "boxes": asdict(self.boxes),
+            "masks": None if self.masks is None else asdict(self.masks),
+            "operating_point": None if self.point is None else self.point._asdict(),
+        }
 
 
 def _percent(value: float | None) -> str:
@@ -170,7 +178,8 @@ class DetectionTask(DenseTask):
         masks = None
         if network.has_masks and annotated:
             masks = coco_figures(samples, found, network.num_classes, "masks")
-        return DetectionEvaluation(boxes=boxes, masks=masks, found=found, samples=samples)
+        point = operating_point(samples, found)
+        return DetectionEvaluation(boxes=boxes, masks=masks, found=found, samples=samples, point=point)
 
 
 def _detector(network: nn.Module) -> Detector:

@@ -1,7 +1,7 @@
 """The report of a detector or a segmenter: figures with curves, every class, and the images with most mistakes, drawn.
 
-The page is self-contained, as that of a classifier is; for the pictures ``write_dense_report`` looks
-at the run's held-out images once more, unless training hands it what it found.
+The page is self-contained, as that of a classifier is. ``write_dense_report`` measures the run's images once more,
+unless training hands it what it found.
 """
 
 import math
@@ -11,33 +11,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from cmtvision.artefact.card import Card
-from cmtvision.artefact.dense import MIN_SCORE, DetectionPredictor, SegmentationPredictor, open_model
+from cmtvision.artefact.card import DENSE, Card
+from cmtvision.artefact.dense import MIN_SCORE, SegmentationPredictor
 from cmtvision.artefact.detections import Detections
-from cmtvision.artefact.run.data import check_local, read_annotated_as_the_run
+from cmtvision.artefact.run.data import check_local
 from cmtvision.artefact.run.names import REPORT_FILE
-from cmtvision.artefact.run.read import RunFolder, read_run
+from cmtvision.artefact.run.read import read_run
 from cmtvision.data import DetectionSample, SegmentationSample, open_image
 from cmtvision.data.annotations.outlines import counts_to_text, encode_counts
+from cmtvision.detection.metrics import RIGHT, WRONG, judged
 from cmtvision.detection.task import DETECTION, DetectionEvaluation
-from cmtvision.engine.dense.task import DenseEvaluation, part_of
-from cmtvision.errors import CheckpointError, DataError
+from cmtvision.engine.dense.task import DenseEvaluation, DenseTask
+from cmtvision.engine.evaluation.evaluate import Split
+from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.files import write_text
 from cmtvision.report.drawn import BACKGROUND, colour_of, with_boxes, with_classes
+from cmtvision.report.evaluated import Stage, silent
 from cmtvision.report.figures import Chart, curves, precision_recall
 from cmtvision.report.folder_facts import duration
 from cmtvision.report.html import render
 from cmtvision.report.pictures import address
+from cmtvision.report.whole_page import WholeReport
 from cmtvision.segmentation.metrics import confusion_counts
+from cmtvision.segmentation.task import SEGMENTATION
 
 PICTURES = 6
 _LOOKED_AT = 200  # images of a segmentation run that are looked at for the worst
 _SIDE = 420  # pixels of a picture on the page, the longer side
 _SIZES = {"below 32 x 32 px": "small", "32 to 96 px": "medium", "larger": "large"}
-_HIT = 0.5  # overlap (IoU) from which on a box is found
 
 
 class Pictured(NamedTuple):
@@ -60,50 +63,64 @@ class Row:
 def write_dense_report(
     run: str | Path,
     data: str | Path | None = None,
+    split: Split = "val",
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     measured: DenseEvaluation | None = None,
-) -> Path:
-    """Write RUN/report.html of a detector or a segmenter.
+    stage: Stage = silent,
+) -> WholeReport:
+    """Write the report of a detector or a segmenter.
 
     Args:
         run: the run folder.
         data: its images; by default where they were in training. What a run's record names is never fetched.
+        split: which of them.
+        out: the page; by default RUN/report.html, which is replaced, as it always is made from the run.
+        overwrite: replace that file, too.
         device: 'auto', 'cpu', 'cuda' or 'mps'.
-        measured: the held-out images as training has just measured them; a detector's are not looked at again then.
+        measured: the held-out images as training has just measured them, which are then not measured again.
+        stage: gives a progress callback for each long piece of work, by its name.
 
     Raises:
         CheckpointError: not such a run, a model that cannot be loaded, or a page that cannot be written.
+        ConfigError: a file that is there already and was named.
         DataError: a damaged file in the run folder, or data that was named and cannot be used.
     """
+    if out is not None and out.exists() and not overwrite:
+        raise ConfigError(f"{out}: already exists; choose another name, or use --overwrite")
     content = read_run(run)
     card = Card.read(content.folder)
-    if card.task not in ("detection", "segmentation"):
+    if card.task not in DENSE:
         raise CheckpointError(f"{run}: a classifier; its page is that of `cmtvision report`")
     notes: list[str] = []
     pictured: list[Pictured] = []
     where = data if data is not None else content.data
     try:
-        if data is None:
-            check_local(content.data)
+        if measured is None:
+            if data is None:
+                check_local(content.data)
+            task: DenseTask = DETECTION if card.task == "detection" else SEGMENTATION
+            with stage("predicting") as progress:  # alone: of a run's processes only the first writes the page
+                measured = task.measure(
+                    task.predictor.open(content.folder, device), content.folder, where, split, progress=progress
+                )
         if isinstance(measured, DetectionEvaluation):
             pictured = _worst_detections(measured)
         else:
-            predictor = open_model(content.folder, device)
-            if isinstance(predictor, DetectionPredictor):  # alone: of a run's processes only the first writes the page
-                pictured = _worst_detections(DETECTION.measure(predictor, content.folder, where))
-            elif isinstance(predictor, SegmentationPredictor):
-                pictured = _worst_maps(content, predictor, where)
+            pictured = _worst_maps(measured.samples, SegmentationPredictor.open(content.folder, device))
     except DataError as error:
         if data is not None:
             raise
         notes.append(f"Made from the run folder alone, without its images: {error}.")
-    evaluation = content.evaluation
+    evaluation = content.evaluation if measured is None else measured.to_dict()
     page = render(
         "dense.html.j2",
         run=content,
         card=card,
         task=card.task,
-        data_name=Path(content.data).name or "unknown data",
+        data_name=Path(where).name or "unknown data",
         duration=duration(content),
         charts=curves(content.metrics),
         precision=_precision(evaluation),
@@ -116,9 +133,9 @@ def write_dense_report(
         legend=_legend(card) if card.task == "segmentation" and pictured else [],
         notes=notes,
     )
-    path = content.folder / REPORT_FILE
+    path = out or content.folder / REPORT_FILE
     write_text(path, page)
-    return path
+    return WholeReport(path, None, notes, evaluation)
 
 
 def _precision(evaluation: dict[str, Any]) -> Chart | None:
@@ -140,16 +157,28 @@ def _legend(card: Card) -> list[tuple[str, str]]:
 
 def _headlines(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Figures for the cards on top: name, value, and what it means."""
+    which = {"val": "Held-out ", "train": "Training ", "test": "Test "}.get(evaluation.get("split", "val"), "")
     named = {
         "ap": ("AP", "mean over classes and overlaps of 50% to 95%, as COCO has it"),
         "ap50": ("AP50", "a box counts from half of its area on"),
         "mask_ap": ("AP of masks", "the same by outlines"),
         "miou": ("mIoU", "intersection over union, the mean over classes"),
-        "pixel_accuracy": ("Pixels right", "of all pixels that belong to a class"),
-        "boundary_f1": ("Boundary F1", "edges within 2 pixels"),
+        "pixel_accuracy": ("pixels right", "of all pixels that belong to a class"),
+        "boundary_f1": ("boundary F1", "edges within 2 pixels"),
     }
     found = [(name, evaluation[key], said) for key, (name, said) in named.items() if key in evaluation]
-    return [(name, _percent(value), said) for name, value, said in found]
+    tiles = [(_capital(which + name), _percent(value), said) for name, value, said in found]
+    point = evaluation.get("operating_point")
+    if isinstance(point, dict):
+        said = (
+            f"{_percent(point['precision'])} of these boxes are right, {_percent(point['recall'])} of objects are found"
+        )
+        tiles.append(("Confidence from which F1 is best", f"{point['score']:.0%}", said))
+    return tiles
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _tables(evaluation: dict[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...], list[Row]]]:
@@ -181,44 +210,26 @@ def _percent(value: float | None) -> str:
 
 
 def _worst_detections(found: DetectionEvaluation) -> list[Pictured]:
-    """The held-out images with most objects missed and boxes that are none."""
-    judged = []
+    """The images with most objects missed and wrong boxes, of those that a person is shown."""
+    shown_from = MIN_SCORE if found.point is None else found.point.score
+    judgements = []
     for place, sample in enumerate(found.samples):
-        answer = found.found[place].above(MIN_SCORE)
-        missed, wrong = _mistakes(sample, answer)
-        judged.append((missed + wrong, missed, wrong, sample, answer))
-    judged.sort(key=lambda one: -one[0])
+        answer = found.found[place].above(shown_from)
+        verdict = judged(sample, answer)
+        missed, wrong = int((~sample.crowd).sum() - (verdict == RIGHT).sum()), int((verdict == WRONG).sum())
+        judgements.append((missed + wrong, missed, wrong, sample, answer))
+    judgements.sort(key=lambda one: -one[0])
     pictured = []
-    for total, missed, wrong, sample, answer in judged[:PICTURES]:
+    for total, missed, wrong, sample, answer in judgements[:PICTURES]:
         if not total:
             break
         picture = open_image(sample.path)
         truth = with_boxes(picture, _as_found(sample), found.classes, scores=False)
         drawn = with_boxes(picture, answer, found.classes)
-        said = f"{missed} of {len(sample.boxes)} objects missed, {wrong} boxes that are none"
+        boxes = "1 wrong box" if wrong == 1 else f"{wrong} wrong boxes"
+        said = f"{missed} of {int((~sample.crowd).sum())} objects missed, {boxes}"
         pictured.append(Pictured(sample.path.name, said, _small(truth), _small(drawn)))
     return pictured
-
-
-def _mistakes(sample: DetectionSample, answer: Detections) -> tuple[int, int]:
-    """Objects that no box of their class covers by half, and boxes that cover no object of theirs; groups are left."""
-    open_ = {place for place in range(len(sample.boxes)) if not sample.crowd[place]}
-    wrong = 0
-    for box, label in zip(answer.boxes, answer.labels, strict=True):
-        overlaps = {place: _overlap(box, sample.boxes[place]) for place in open_ if sample.labels[place] == label}
-        best = max(overlaps, key=overlaps.__getitem__, default=None)
-        if best is not None and overlaps[best] >= _HIT:
-            open_.discard(best)
-        else:
-            wrong += 1
-    return len(open_), wrong
-
-
-def _overlap(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
-    common = float(np.prod(np.clip(high - low, 0, None)))
-    areas = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]))
-    return common / max(areas - common, 1e-9)
 
 
 def _as_found(sample: DetectionSample) -> Detections:
@@ -230,11 +241,9 @@ def _as_found(sample: DetectionSample) -> Detections:
     return Detections(sample.boxes, sure, sample.labels, masks, sample.size if masks is not None else (0, 0))
 
 
-def _worst_maps(run: RunFolder, predictor: SegmentationPredictor, data: str | Path) -> list[Pictured]:
-    """Of some held-out images those with the largest share of wrong pixels."""
-    index = read_annotated_as_the_run(run.folder, data, predictor.card)
-    samples, _ = part_of(index, "val")
-    chosen: list[SegmentationSample] = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
+def _worst_maps(samples: Sequence[SegmentationSample], predictor: SegmentationPredictor) -> list[Pictured]:
+    """Of some images those with the largest share of wrong pixels."""
+    chosen = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
     judged = []
     for sample in chosen:
         truth, answer = sample.mask.read(), predictor.predict(sample.path)[0]

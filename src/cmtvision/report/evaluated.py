@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,12 @@ from cmtvision.report.html import shorten
 
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], AbstractContextManager[Progress]]
+
+
+@contextmanager
+def silent(_: str) -> Iterator[Progress]:
+    """A stage that says nothing."""
+    yield lambda done, total: None
 
 
 class Evaluated(NamedTuple):

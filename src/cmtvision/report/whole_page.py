@@ -4,8 +4,7 @@ Whatever cannot be done is told in one line of the page, and the rest is done: i
 class without images, a run without held-out images, a network that no map can be drawn of.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from cmtvision.engine.evaluation.evaluate import Split
 from cmtvision.errors import ConfigError, DataError
 from cmtvision.files import write_text
 from cmtvision.report.answers import answers_of
-from cmtvision.report.evaluated import Progress, Stage, evaluated
+from cmtvision.report.evaluated import Stage, evaluated, silent
 from cmtvision.report.intervals import Interval, share_interval
 from cmtvision.report.measures import MAX_MEASURED, measured_columns, read_table, table_columns
 from cmtvision.report.model_card import model_card, readme
@@ -68,11 +67,6 @@ class WholeReport:
     figures: dict[str, Any]
 
 
-@contextmanager
-def _silent(_: str) -> Iterator[Progress]:
-    yield lambda done, total: None
-
-
 def write_whole_report(
     run: str | Path,
     data: str | Path | None = None,
@@ -82,7 +76,7 @@ def write_whole_report(
     readme_file: Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
-    stage: Stage = _silent,
+    stage: Stage = silent,
 ) -> WholeReport:
     """Write the whole report of a run, and its model card as README.md.
 
@@ -131,7 +125,7 @@ def whole_page(
     evaluation: Evaluation | MultiLabelEvaluation,
     index: DatasetIndex,
     options: Options,
-    stage: Stage = _silent,
+    stage: Stage = silent,
     notes: Sequence[str] = (),
 ) -> tuple[str, ImageFindings, list[str]]:
     """The page of an evaluation, what was found, and the notes with those that were added.

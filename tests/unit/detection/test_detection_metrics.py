@@ -12,7 +12,7 @@ from cmtvision.data import DetectionSample, Preprocess, read_detection, write_sa
 from cmtvision.data.annotations.outlines import Outline, counts_to_text, encode_counts
 from cmtvision.data.training.dense_dataset import DetectionDataset
 from cmtvision.data.whole_image import WholeImage, original_boxes
-from cmtvision.detection.metrics import coco_figures
+from cmtvision.detection.metrics import IN_A_GROUP, RIGHT, WRONG, coco_figures, judged, operating_point
 from cmtvision.errors import ConfigError, DataError
 
 RGB = Preprocess((32, 32), 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
@@ -69,7 +69,7 @@ def random_data(seed, images=12):
     return samples, found
 
 
-def pycocotools_figures(samples, found, kind):
+def pycocotools_evaluation(samples, found, kind):
     """The same by pycocotools, from its own kind of file; what it prints is thrown away."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -105,6 +105,11 @@ def pycocotools_figures(samples, found, kind):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def pycocotools_figures(samples, found, kind):
+    evaluation = pycocotools_evaluation(samples, found, kind)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     by_class = [precision[:, :, label] for label in range(CLASSES)]
     return evaluation.stats, [None if (one == -1).all() else one[one > -1].mean() for one in by_class]
@@ -124,6 +129,40 @@ def test_the_figures_are_those_of_pycocotools(seed, kind):
     assert ours.ap_by_class == pytest.approx(by_class, abs=1e-6)
     assert ours.ap_by_class[3] is None
     assert (ours.num_images, ours.num_objects) == (12, sum(int((~sample.crowd).sum()) for sample in samples))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_boxes_are_judged_as_pycocotools_does(seed):
+    samples, found = random_data(seed)
+    theirs = np.zeros((len(samples), CLASSES, 3), dtype=int)
+    for one in pycocotools_evaluation(samples, found, "boxes").evalImgs:
+        if one is not None and one["aRng"] == [0, 1e10]:  # of any size
+            left, hit = one["dtIgnore"][0].astype(bool), one["dtMatches"][0] > 0
+            theirs[one["image_id"] - 1, one["category_id"] - 1] = (~left & ~hit).sum(), (~left & hit).sum(), left.sum()
+    ours = np.zeros_like(theirs)
+    for number, sample in enumerate(samples):
+        verdict = judged(sample, found[number])
+        for place, kind in enumerate((WRONG, RIGHT, IN_A_GROUP)):
+            np.add.at(ours[number, :, place], found[number].labels[verdict == kind], 1)
+    assert (ours == theirs).all()
+    assert (ours.sum(axis=(0, 1)) > 0).all()
+
+
+def test_the_operating_point_is_where_f1_is_highest():
+    samples, found = random_data(4, images=40)
+    point = operating_point(samples, found)
+    objects = sum(int((~sample.crowd).sum()) for sample in samples)
+
+    def f1(score):
+        shown = np.concatenate([judged(sample, found[place].above(score)) for place, sample in enumerate(samples)])
+        right, wrong = int((shown == RIGHT).sum()), int((shown == WRONG).sum())
+        return 2 * right / (right + wrong + objects), right / max(1, right + wrong), right / objects
+
+    assert f1(point.score) == pytest.approx((max(f1(score / 20)[0] for score in range(1, 20)), *point[1:]))
+    moved = {place: detections(one.boxes + 1000, one.scores, one.labels) for place, one in found.items()}
+    assert operating_point(samples, moved) is None
+    assert operating_point(samples, {place: detections([], [], []) for place in found}) is None
 
 
 def test_what_several_processes_found_gives_the_same_figures_to_the_last_bit():

@@ -42,7 +42,10 @@ def evaluate(
 def predict(
     run: dense.RunArgument,
     images: dense.ImagesArgument,
-    min_score: Annotated[float, typer.Option("--min-score", help="Leave out what it is less sure of.")] = 0.5,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", help="Leave out what it is less sure of [best on the held-out images, else 0.5]."),
+    ] = None,
     out: dense.DrawnOption = None,
     device: dense.DeviceOption = "auto",
     overwrite: dense.DrawOverOption = False,

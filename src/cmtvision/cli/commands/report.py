@@ -43,9 +43,7 @@ def report(  # typer reads options from the signature
     from cmtvision.cli import output
 
     if (run / CARD_FILE).is_file() and Card.read(run).task in DENSE:
-        from cmtvision.report.dense_page import write_dense_report
-
-        output.result(f"report: {write_dense_report(run, data, device)}")
+        _dense(run, data, split, out, overwrite, device, json, slices=slices, corruptions=corruptions, model_card=card)
         return
     from cmtvision.report.whole_page import Options, write_whole_report
 
@@ -81,3 +79,31 @@ def report(  # typer reads options from the signature
     output.result(f"report: {written.page}")
     if written.readme is not None:
         output.result(f"model card: {written.readme}")
+
+
+def _dense(
+    run: Path,
+    data: str | None,
+    split: Literal["val", "train", "test", "all"],
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    json: bool,
+    **others: object,
+) -> None:
+    """The same of a detector or a segmenter, which has no slices, no corrupted images and no model card."""
+    from cmtvision.cli import output
+    from cmtvision.errors import ConfigError
+    from cmtvision.report.dense_page import write_dense_report
+
+    given = [name for name, value in others.items() if value]
+    if given:
+        option = given[0].replace("_", "-")
+        raise ConfigError(f"--{option} is for classifiers; leave it out for a detector or a segmenter")
+    written = write_dense_report(run, data, split, out=out, overwrite=overwrite, device=device, stage=output.progress)
+    for line in written.notes:
+        output.note(line)
+    if json:
+        output.result_json({"run": str(run), "report": str(written.page), "notes": written.notes, **written.figures})
+        return
+    output.result(f"report: {written.page}")
