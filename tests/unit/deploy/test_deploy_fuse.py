@@ -1,7 +1,11 @@
 """The fused network gives the network's logits, whatever its options, sizes and types."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -11,6 +15,7 @@ import cmtvision  # noqa: F401  registers the models
 from cmtvision.errors import ConfigError
 from cmtvision.models.accelerate.fusing.fuse import fuse
 from cmtvision.models.accelerate.fusing.fused_layers import FusedConv
+from cmtvision.models.accelerate.native.library import VARIABLE
 from random_weights import randomise
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -111,6 +116,89 @@ def test_it_compiles_and_exports_without_packing():
         fuse(model, 32, packed=False), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
     assert difference(program.module(), model, torch.randn(3, 3, 32, 32)) < TOLERANCE
+
+
+def own_lpu(block):
+    block.lpu = torch.nn.Sequential(torch.nn.Conv2d(block.lpu.conv.in_channels, block.lpu.conv.in_channels, 1))
+
+
+def own_act(block):
+    block.irffn.act = torch.nn.SiLU()
+
+
+def own_attention(block):
+    block.lmhsa.__class__ = type("Mine", (type(block.lmhsa),), {})
+
+
+def own_norm(block):
+    block.irffn.conv_norm = torch.nn.GroupNorm(1, block.irffn.conv.out_channels)
+
+
+def dilated(block):
+    block.lpu.conv.dilation, block.lpu.conv.padding = (2, 2), (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("replace", "named"),
+    [
+        (own_lpu, "stages.0.blocks.0.lpu is Sequential"), (own_act, "irffn.act is SiLU"),
+        (own_attention, "lmhsa is Mine"), (own_norm, "conv_norm is GroupNorm"), (dilated, "lpu.conv is Conv2d"),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_users_own_is_refused_by_name(replace, named):
+    model = network()
+    replace(model.stages[0].blocks[0])
+    with pytest.raises(ConfigError, match=named):
+        fuse(model, 32)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_new_weights_take_effect(packed):
+    model, other = network(), randomise(network(), seed=1)
+    fused, images = fuse(model, 32, packed=packed), torch.randn(2, 3, 48, 48)
+    fused(images)
+    fused.load_state_dict(fuse(other, 32, packed=packed).state_dict())
+    assert difference(fused, other, images) < TOLERANCE
+    assert (fused.stem[0]._packed is not None) == packed
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gradient_reaches_the_image_also_after_inference(packed):
+    model = network()
+    fused = fuse(model, 32, packed=packed)
+    images = torch.randn(2, 3, 64, 48)
+    with torch.inference_mode():
+        fused(images)
+    asked, expected = images.clone().requires_grad_(), images.clone().requires_grad_()
+    fused(asked).square().sum().backward()
+    model(expected).square().sum().backward()
+    torch.testing.assert_close(asked.grad, expected.grad, rtol=1e-3, atol=1e-3 * expected.grad.abs().max().item())
+
+
+def test_threads_may_ask_for_more_sizes_than_are_kept():
+    fused = fuse(network(), 32)
+    conv = next(m for m in fused.modules() if isinstance(m, FusedConv) and m.taps is not None and m.padding)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda n: conv._border(conv.taps, 4 + n % 6, 5), range(3000)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_saved_network_needs_no_compiler(tmp_path):
+    torch.save(fuse(network(), 32), tmp_path / "fused.pt")
+    code = (
+        "import sys, torch, cmtvision\n"
+        "fused = torch.load(sys.argv[1], weights_only=False)\n"
+        "print(tuple(fused(torch.randn(1, 3, 32, 32)).shape))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "fused.pt")],
+        env={**os.environ, VARIABLE: "off"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "(1, 1000)", done.stderr
 
 
 def test_another_network_is_refused():

@@ -5,7 +5,9 @@ from copy import deepcopy
 import pytest
 import timm
 import torch
+from timm.layers import LayerNorm2d
 from torch import nn
+from torch.nn.utils import prune
 
 import cmtvision  # noqa: F401  # registers the models
 from cmtvision.models.accelerate import accelerate
@@ -72,6 +74,76 @@ def test_what_is_hooked_or_not_ours_stays() -> None:
     other = timm.create_model("convnext_atto")  # it has LayerNorm2d
     before = [type(module) for module in other.modules()]
     assert [type(module) for module in accelerate(other).modules()] == before
+
+
+def replaced_act(block):
+    block.irffn.act = nn.SiLU()
+
+
+def replaced_gelu(block):
+    block.irffn.act = nn.GELU("tanh")
+
+
+def replaced_lpu_conv(block):
+    block.lpu.conv = nn.Conv2d(
+        *[block.lpu.conv.in_channels] * 2, 3, padding=2, dilation=2, groups=block.lpu.conv.groups
+    )
+
+
+def replaced_kv_conv(block):
+    C, k = block.lmhsa.kv_conv.in_channels, block.lmhsa.kv_conv.kernel_size[0]
+    block.lmhsa.kv_conv = nn.Conv2d(C, C, k + 1, stride=k, padding=1, groups=C)
+
+
+@pytest.mark.parametrize("replace", [replaced_act, replaced_gelu, replaced_lpu_conv, replaced_kv_conv])
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_that_were_replaced_stay_what_they_are(replace, training) -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model("cmt_nano", num_classes=5, drop_rate=0.0, drop_path_rate=0.0, rel_pos="none")
+    replace(plain.stages[0].blocks[0])
+    randomise(plain).train(training)
+    fast = accelerate(deepcopy(plain))
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast(images), plain(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("first", ["hooks", "accelerate"])
+def test_hooks_on_a_part_are_called_whenever_they_come(first: str) -> None:
+    def calls(model: nn.Module) -> list[str]:
+        seen: list[str] = []
+        block = model.stages[0].blocks[0]
+        block.lpu.conv.register_forward_hook(lambda *_: seen.append("lpu.conv"))
+        block.irffn.act.register_forward_hook(lambda *_: seen.append("act"))
+        block.lmhsa.kv_conv.register_forward_hook(lambda *_: seen.append("kv_conv"))
+        block.lpu.register_full_backward_pre_hook(lambda *_: seen.append("backward"))
+        model = accelerate(model)
+        model.train()(torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
+        return sorted(seen)
+
+    model = timm.create_model("cmt_nano", num_classes=5)
+    model = accelerate(model) if first == "accelerate" else model
+    assert calls(model) == ["act", "act", "backward", "kv_conv", "lpu.conv"]  # it acts twice
+
+
+def test_a_pruned_convolution_trains() -> None:
+    model = timm.create_model("cmt_nano", num_classes=5)
+    prune.random_unstructured(model.stages[0].blocks[0].lpu.conv, "weight", amount=0.5)
+    model = accelerate(model).train()
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        model(images).sum().backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}])
+def test_what_is_frozen_stays_frozen_and_what_is_nested_is_found(options: dict) -> None:
+    model = timm.create_model("cmt_nano", num_classes=5, **options).train()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) or "norm1" in name:
+            module.eval()
+    states = {name: module.training for name, module in model.named_modules()}
+    fast = accelerate(model)
+    assert {name: module.training for name, module in fast.named_modules() if name in states} == states
+    assert LayerNorm2d not in [type(module) for module in fast.modules()]
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS)

@@ -164,6 +164,17 @@ def compiler(folder, script):
     return folder
 
 
+@pytest.fixture
+def quick(tmp_path):
+    """A PATH whose g++ takes no time: what it links is the library that this process has opened."""
+    script = (
+        '[ "$1" = --version ] && exec /usr/bin/env PATH=/usr/bin:/bin g++ --version\n'
+        'for word; do [ "$last" = -o ] && out=$word; last=$word; done\n'
+        f'cp {library()._name} "$out" && chmod 775 "$out"'  # a linker leaves it to the umask, here 002
+    )
+    return f"{compiler(tmp_path / 'quick', script)}:/usr/bin:/bin"
+
+
 def files(cache):
     return sorted(path.suffix for path in (Path(cache) / "cmtvision" / "native").iterdir())
 
@@ -224,9 +235,9 @@ def test_it_is_compiled_once_and_anew_for_another_processor(tmp_path):
 
 
 @needs_compiler
-def test_several_processes_may_begin_at_once(tmp_path):
+def test_several_processes_may_begin_at_once(tmp_path, quick):
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: process(tmp_path / "cache")[0], range(3)))
+        found = list(pool.map(lambda _: process(tmp_path / "cache", path=quick)[0], range(3)))
     assert found == ["same True"] * 3
     assert files(tmp_path / "cache") == [".so"]
 
@@ -240,11 +251,32 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 
 @needs_compiler
 @pytest.mark.parametrize("place", ["folder", "file"])
-def test_what_others_could_have_written_is_not_opened(tmp_path, place):
-    process(tmp_path / "cache")
+def test_what_others_could_have_written_is_not_opened(tmp_path, place, quick):
+    process(tmp_path / "cache", path=quick)
     folder = tmp_path / "cache" / "cmtvision" / "native"
     (built,) = folder.iterdir()
+    before = built.stat().st_ino
     (folder if place == "folder" else built).chmod(0o777)
-    said, logged = process(tmp_path / "cache")
+    said, logged = process(tmp_path / "cache", path=quick)
+    if place == "file":  # in a folder that is ours alone it is built again
+        assert said == "same True"
+        assert built.stat().st_ino != before
+        assert stat.S_IMODE(built.stat().st_mode) == 0o700
+        return
     assert said == "same False"
     assert "somebody else" in logged
+
+
+@needs_compiler
+def test_a_failure_of_one_process_does_not_hide_what_another_built(tmp_path, quick):
+    assert process(tmp_path / "cache", path=quick)[0] == "same True"
+    (built,) = (tmp_path / "cache" / "cmtvision" / "native").iterdir()
+    built.with_suffix(".failed").write_text("took too long")
+    assert process(tmp_path / "cache", path=quick)[0] == "same True"
+
+
+def test_a_compiler_may_say_anything_of_itself(tmp_path):
+    path = compiler(tmp_path / "bin", r"""[ "$1" = --version ] && printf 'g\377++\n' || exit 3""")
+    said, logged = process(tmp_path / "cache", path=f"{path}:/usr/bin:/bin")
+    assert said == "same False"
+    assert "failed" in logged

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import cmtvision  # noqa: F401  # registers the models
 from cmtvision.models.accelerate import accelerate
@@ -308,6 +311,108 @@ def test_what_they_do_not_know_is_pytorchs(counted):
     assert few(torch.randn(2, 8, 3, 3).contiguous(memory_format=Maps)).isfinite().all()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         fast()(torch.randn(1, 64, 1, 1))
+
+
+def step_of_each():
+    """Gradients of a step of a LayerNorm, an IRFFN and attention."""
+    torch.manual_seed(0)
+    modules = [MapLayerNorm(timm.layers.LayerNorm2d(64)).train(), FastIRFFN(irffn(64, 128)).train()]
+    x = torch.randn(2, 64, 6, 5, dtype=torch.float32, device="cpu").contiguous(memory_format=Maps)
+    tokens = torch.randn(3, 2, 4, 2, 8, dtype=torch.float32, device="cpu")
+    return modules, x, tokens
+
+
+def gradients_of(modules, x, tokens):
+    found = []
+    for module in modules:
+        y = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = module(y)
+        (out * x).sum().backward()
+        found += [y.grad, *(parameter.grad for parameter in module.parameters())]
+        module.zero_grad()
+    asked = [one.clone().requires_grad_() for one in tokens]
+    assert differentiable.attends(*asked, None) == (library() is not None)
+    if library() is not None:
+        differentiable.attention(*asked, None, 0.3).square().sum().backward()
+        found += [one.grad for one in asked]
+    return found
+
+
+@pytest.mark.parametrize("setting", ["float64", "bfloat16", "meta"])
+def test_the_default_type_and_device_change_nothing(setting):
+    modules, x, tokens = step_of_each()
+    expected = gradients_of(modules, x, tokens)
+    device = torch.device("meta" if setting == "meta" else "cpu")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if setting == "meta" else getattr(torch, setting))
+    try:
+        with device:
+            found = gradients_of(modules, x, tokens)
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_was_kept_may_come_back_in_another_layout():
+    modules, x, tokens = step_of_each()
+    expected = gradients_of(modules, x, tokens)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.detach().numpy().copy(order="C"), lambda kept: torch.from_numpy(kept.copy(order="C"))
+    ):
+        found = gradients_of(modules, x, tokens)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_bias_that_is_spread_over_heads_is_pytorchs():
+    q = torch.randn(2, 20, 4, 8)
+    assert not differentiable.attends(q, q, q, torch.randn(1, 1, 20, 20))
+    assert not differentiable.attends(q, q, q, torch.randn(1, 4, 1, 20))
+    assert differentiable.attends(q, q, q, torch.randn(1, 4, 20, 20)) == (library() is not None)
+    assert not differentiable.attends(q, q.to("meta"), q, None)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # of forward derivatives
+def test_whoever_follows_the_operations_sees_all_of_them(counted):
+    norm = MapLayerNorm(timm.layers.LayerNorm2d(64)).train()
+    x = torch.randn(2, 64, 6, 5).contiguous(memory_format=Maps)
+    slope = torch.randn_like(x)
+    with FlopCounterMode(display=False):
+        norm(x)
+    traced = make_fx(lambda y: norm(y) + 0)(x)
+    torch.testing.assert_close(traced(x), norm(x))
+    once = counted["layer_norm"]
+    assert once == (library() is not None)  # the last one here
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(norm(forward_ad.make_dual(x, slope))).tangent
+    assert tangent is not None
+    torch.func.grad(lambda y: norm(y).square().sum())(x)
+    torch.vmap(lambda y: norm(y[None])[0])(x)
+    assert counted["layer_norm"] == once
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from cmtvision.models.accelerate.native import differentiable
+torch.set_num_threads(2)
+q, k, v = torch.randn(1, 1, 8, 32), torch.randn(1, 40000, 8, 32), torch.randn(1, 40000, 8, 32)
+assert differentiable.attends(q, k, v, None)
+differentiable.attention(q, k[:, :8].contiguous(), v[:, :8].contiguous(), None, 1.0)  # its threads are there
+here = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (here + 30_000_000,) * 2)
+try:
+    differentiable.attention(q, k, v, None, 1.0)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_no_memory_is_an_error_like_any_other():
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "cmt_attention: not enough memory", done.stderr
 
 
 @pytest.mark.parametrize("as_convolution", [False, True])

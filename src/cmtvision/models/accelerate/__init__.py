@@ -1,6 +1,7 @@
 """Speed, and never an equation: modules of a network swapped for faster ones with the same parameters.
 
-Training and the runtimes on a GPU call ``accelerate(model)``; the networks of models/cmt do not depend on it.
+Training calls ``accelerate(model)``; ``fusing`` makes a network for inference. The networks of models/cmt depend on
+neither.
 """
 
 from cmtvision.models.accelerate.swap import accelerate

@@ -9,7 +9,7 @@ from torch import nn
 def hooked(*modules: nn.Module | None) -> bool:
     """Whether someone wants to see what goes into a module or comes out of it."""
     return any(
-        m is not None and (len(m._forward_hooks) or len(m._forward_pre_hooks) or len(m._backward_hooks))
+        m is not None and (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
         for m in modules
     )
 

@@ -17,7 +17,7 @@ and computes the same; in evaluation on a CPU operation for operation.
 Shapes: B batch, C channels, H W grid, N queries, M keys, h heads, d head width.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class FastLPU(LocalPerceptionUnit):
 
     def __init__(self, plain: LocalPerceptionUnit) -> None:
         nn.Module.__init__(self)
+        self.training = plain.training
         self.conv = plain.conv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,9 +56,10 @@ class FastIRFFN(InvertedResidualFFN):
 
     def __init__(self, plain: InvertedResidualFFN) -> None:
         nn.Module.__init__(self)
+        self.training = plain.training
         for name, module in plain.named_children():
             self.add_module(name, module)
-        self.act = MapGELU()
+        self.act = faster_act(plain.act)  # type: ignore[assignment]  # whatever it is
         self.native = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -100,6 +102,7 @@ class FastAttention(LightweightAttention):
 
     def __init__(self, plain: LightweightAttention) -> None:
         nn.Module.__init__(self)
+        self.training = plain.training
         self.num_heads, self.head_dim, self.scale = plain.num_heads, plain.head_dim, plain.scale
         self.kv_stride = plain.kv_stride
         self.native = True
@@ -111,7 +114,7 @@ class FastAttention(LightweightAttention):
         for name in ("q", "k", "v", "proj"):
             if type(linear := getattr(self, name)) is nn.Linear and not hooked(linear):
                 setattr(self, name, TokenLinear(linear))
-        if type(self.kv_conv) is nn.Conv2d:
+        if ReducingConv.stands_for(self.kv_conv):
             self.kv_conv = ReducingConv(self.kv_conv)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -143,12 +146,20 @@ class MapGELU(nn.GELU):
         return F.gelu(input)
 
 
+def faster_act(act: nn.Module) -> nn.Module:
+    """``MapGELU`` for an exact GELU that nobody watches, else the module itself."""
+    if type(act) is not nn.GELU or not is_gelu(act) or hooked(act):
+        return act
+    return MapGELU().train(act.training)
+
+
 @register_notrace_module
 class MapLayerNorm(LayerNorm2d):
     """LayerNorm over the channels of a map (B, C, H, W)."""
 
     def __init__(self, plain: LayerNorm2d) -> None:
         super().__init__(plain.normalized_shape[0], eps=plain.eps, device="meta")
+        self.training = plain.training
         self.weight, self.bias = plain.weight, plain.bias
         self.native = True
         self._fast_norm = plain._fast_norm  # type: ignore[misc]  # final for the scripting compiler
@@ -170,7 +181,20 @@ class ReducingConv(nn.Conv2d):
         k, bias = plain.kernel_size[0], plain.bias is not None
         dim = plain.in_channels
         super().__init__(dim, plain.out_channels, k, plain.stride[0], groups=dim, bias=bias, device="meta")
+        self.training = plain.training
         self.weight, self.bias = plain.weight, plain.bias
+
+    @staticmethod
+    def stands_for(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+        """Whether it computes the same as a module, which nobody watches."""
+        return (
+            type(conv) is nn.Conv2d
+            and conv.groups == conv.in_channels
+            and conv.kernel_size == conv.stride == (conv.stride[0], conv.stride[0])
+            and conv.padding == (0, 0)
+            and conv.dilation == (1, 1)
+            and not hooked(conv)
+        )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) -> map (B, C, H/k, W/k)."""
@@ -186,6 +210,7 @@ class TokenLinear(nn.Linear):
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.training = plain.training
         self.weight, self.bias = plain.weight, plain.bias
         self.as_convolution = mkl_without_avx512() and torch.backends.mkl.is_available()
 
@@ -203,7 +228,8 @@ class TokenLinear(nn.Linear):
 def _with_identity(module: Any, x: torch.Tensor) -> torch.Tensor:
     """DWConv3x3(x) + x of a map (B, C, H, W), in training in one pass if the precision allows it."""
     conv: nn.Conv2d = module.conv
-    if not module.training or not merges_identity(x, conv.weight):
+    as_written = is_depthwise_3x3(conv) and not hooked(conv)
+    if not module.training or not as_written or not merges_identity(x, conv.weight):
         return conv(x) + x
     return merged_convolution(x, conv.weight, conv.bias)
 

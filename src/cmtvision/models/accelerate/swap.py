@@ -7,7 +7,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 from cmtvision.models.accelerate.as_written import hooked
-from cmtvision.models.accelerate.modules import FastAttention, FastIRFFN, FastLPU, MapGELU, MapLayerNorm
+from cmtvision.models.accelerate.modules import FastAttention, FastIRFFN, FastLPU, MapLayerNorm, faster_act
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention
 from cmtvision.models.cmt.lpu import LocalPerceptionUnit
@@ -35,12 +35,17 @@ def accelerate(model: Network) -> Network:
     Returns:
         The network.
     """
-    ours = any(isinstance(module, ACT_ON_MAPS) for module in model.modules())
-    for module in list(model.modules()) if ours else ():
-        if type(module) in ACT_ON_MAPS and type(module.act) is nn.GELU:
-            module.act = MapGELU()
-        for name, child in list(module.named_children()):
-            make = FASTER.get(type(child))
-            if make is not None and not hooked(child):
-                setattr(module, name, make(child).train(child.training))
+    if any(isinstance(module, ACT_ON_MAPS) for module in model.modules()):
+        _swap_inside(model)
     return model
+
+
+def _swap_inside(parent: nn.Module) -> None:
+    if type(parent) in ACT_ON_MAPS:
+        parent.act = faster_act(parent.act)  # type: ignore[arg-type]
+    for name, child in list(parent.named_children()):
+        make = FASTER.get(type(child))
+        if make is not None and not hooked(child):
+            child = make(child)  # noqa: PLW2901
+            setattr(parent, name, child)
+        _swap_inside(child)

@@ -16,21 +16,50 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
+from timm.layers import DropPath, LayerNorm2d
 from torch import nn
 
 from cmtvision.errors import ConfigError
-from cmtvision.models.accelerate.fusing.fused_layers import FusedConv, FusedLayer, FusedLinear, LastNorm, keep
+from cmtvision.models.accelerate.as_written import is_gelu
+from cmtvision.models.accelerate.fusing.fused_layers import (
+    FusedConv,
+    FusedLayer,
+    FusedLinear,
+    LastNorm,
+    kept_or_made,
+)
+from cmtvision.models.accelerate.modules import (
+    FastAttention,
+    FastIRFFN,
+    FastLPU,
+    MapGELU,
+    MapLayerNorm,
+    ReducingConv,
+    TokenLinear,
+)
 from cmtvision.models.accelerate.native import operations
-from cmtvision.models.accelerate.native.library import library
 from cmtvision.models.cmt import CMT
+from cmtvision.models.cmt.cmt import FinalConv
 from cmtvision.models.cmt.irffn import InvertedResidualFFN
 from cmtvision.models.cmt.lmhsa import LightweightAttention, fused_attention
 from cmtvision.models.cmt.lpu import LocalPerceptionUnit
 from cmtvision.models.cmt.position import Grid, PositionEmbedding
-from cmtvision.models.cmt.stage import Block, Stage
+from cmtvision.models.cmt.stage import Block, Downsample, Stage
+from cmtvision.models.cmt.stem import Stem
 from cmtvision.models.ladder.parts import MLP, ActFirstFinalConv, FFNWithoutShortcut
 
 Affine = tuple[torch.Tensor, torch.Tensor]  # scale and shift, (C,) each
+PARTS: frozenset[type[nn.Module]] = frozenset(
+    {
+        CMT, Stem, Stage, Downsample, Block, FinalConv, ActFirstFinalConv, LocalPerceptionUnit, LightweightAttention,
+        InvertedResidualFFN, FFNWithoutShortcut, MLP, FastLPU, FastAttention, FastIRFFN, nn.Conv2d, ReducingConv,
+        nn.Linear, TokenLinear, nn.BatchNorm2d, LayerNorm2d, MapLayerNorm, nn.GELU, MapGELU, nn.Sequential,
+        nn.ModuleList, nn.Identity, nn.Dropout, DropPath,
+    }
+)  # fmt: skip
+"""What a network may consist of, and nothing derived from it, whose equations are not known."""
+COPIED = ("position_bias", "position_embedding", "global_pool", "head_drop", "head")
+"""Parts that are taken as they are."""
 
 
 def fuse(
@@ -50,10 +79,11 @@ def fuse(
             packs them if the model is on a CPU.
 
     Raises:
-        ConfigError: the network is not a CMT.
+        ConfigError: the network is not a CMT, or a part of it has been replaced by something that is not known here.
     """
     if not isinstance(model, CMT):
         raise ConfigError(f"fuse: {type(model).__name__} is no CMT; other networks run as they are")
+    _check_parts(model)
     device = next(model.parameters()).device
     with torch.no_grad():
         fused = FusedCMT(model, device, dtype).eval()
@@ -96,7 +126,7 @@ class FusedCMT(nn.Module):
             layer.pack()
         for module in self.modules():
             if isinstance(module, LastNorm | FusedAttention):
-                module.native = library() is not None
+                module.native = True
 
     def _layers(self) -> Iterator[FusedLayer]:
         return (layer for layer in self.modules() if isinstance(layer, FusedLayer))
@@ -142,6 +172,10 @@ class FusedStage(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
         return x
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._biases.forget()
+        super()._load_from_state_dict(*arguments)
 
 
 class FusedBlock(nn.Module):
@@ -192,13 +226,18 @@ class FusedAttention(nn.Module):
             bias = self._biases.of(self.position_bias, x)
         q = self.q(x).flatten(1, 2)  # (B, N, h d)
         kv = self.kv(self.reduce(x)).flatten(1, 2)  # (B, M, 2 h d)
-        if self.native and (bias is None or bias.dim() == 4) and operations.takes(q) and operations.takes(kv):
+        whole = bias is None or bias.shape == (1, self.num_heads, q.shape[1], kv.shape[1])
+        if self.native and whole and operations.takes(q) and operations.takes(kv):
             out = operations.attention(q, kv, bias, self.num_heads, self.head_dim**-0.5)  # (B, N, h d)
             return self.project(out.view(B, H, W, C), add=residual)
         q = q.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, h, N, d)
         k, v = kv.unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
         out = fused_attention(q, k, v, bias)  # (B, h, N, d)
         return self.project(out.transpose(1, 2).reshape(B, H, W, C), add=residual)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._biases.forget()
+        super()._load_from_state_dict(*arguments)
 
 
 class FusedIRFFN(nn.Module):
@@ -246,14 +285,16 @@ class GridConstants:
         if position_bias is None:
             return None
         key = (x.shape[1], x.shape[2], x.dtype, x.device)
-        if key in self._kept:
-            return self._kept[key]
-        with torch.no_grad():
-            bias = position_bias(x.shape[1], x.shape[2]).to(x.dtype).contiguous()
-        bias = bias.detach()  # with a gradient, PyTorch takes the slower attention
-        if not torch.compiler.is_compiling():  # a tracer's tensors hold no values
-            keep(self._kept, key, bias)
-        return bias
+
+        def make() -> torch.Tensor:
+            bias: torch.Tensor = position_bias(x.shape[1], x.shape[2]).to(x.dtype).contiguous()
+            return bias.detach()  # with a gradient, PyTorch takes the slower attention
+
+        return kept_or_made(self._kept, key, make)
+
+    def forget(self) -> None:
+        """The bias has changed."""
+        self._kept.clear()
 
 
 class ScaleShift(nn.Module):
@@ -267,6 +308,29 @@ class ScaleShift(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) -> map (B, H, W, C)."""
         return torch.addcmul(self.shift, x, self.scale)  # type: ignore[arg-type]
+
+
+def _check_parts(model: CMT) -> None:
+    """Raise ConfigError for a module that the fused network would compute as something else."""
+    for name, module in model.named_modules():
+        if any(part in COPIED for part in name.split(".")):
+            continue
+        known = type(module) in PARTS
+        if name.endswith(".lpu"):
+            known = type(module) in (LocalPerceptionUnit, FastLPU, nn.Identity)
+        if isinstance(module, nn.Conv2d):
+            sides = (module.kernel_size, module.stride, module.padding, module.dilation)
+            known &= all(side == (side[0],) * 2 for side in sides) and module.dilation == (1, 1)
+            known &= module.padding_mode == "zeros"
+        elif isinstance(module, nn.BatchNorm2d):
+            known &= module.affine and module.running_var is not None
+        elif isinstance(module, nn.GELU):
+            known &= is_gelu(module)
+        if not known and name != "final.act":  # which is copied
+            kind = type(module).__name__ if any(module.children()) else str(module)
+            raise ConfigError(
+                f"fuse: {name or 'the network'} is {kind}, which has no fused form; use the network as it is"
+            )
 
 
 def _final(model: CMT) -> nn.Module:

@@ -25,11 +25,22 @@ KEPT_GRIDS = 4  # sizes of maps whose constants are kept
 Strip: TypeAlias = tuple[slice, slice, torch.Tensor]  # rows and columns of a map, and what is added there
 
 
-def keep(kept: dict[Key, Value], key: Key, value: Value) -> None:
-    """Keep what belongs to a map size, and drop the oldest of more than ``KEPT_GRIDS``."""
-    if len(kept) >= KEPT_GRIDS:
-        kept.pop(next(iter(kept)))
-    kept[key] = value
+def kept_or_made(kept: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
+    """A constant that belongs to a map size: of the most recent ``KEPT_GRIDS`` sizes it is kept.
+
+    Several threads may ask at once: each takes what it has found or made, whatever another has dropped meanwhile.
+    """
+    found = kept.get(key)
+    if found is None and torch.compiler.is_compiling():  # a tracer's tensors hold no values
+        with torch.no_grad():
+            return make()
+    if found is None:
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may be needed for gradients later
+            found = make()
+        for oldest in list(kept)[: len(kept) + 1 - KEPT_GRIDS]:
+            kept.pop(oldest, None)
+        kept[key] = found
+    return found
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -53,16 +64,25 @@ class FusedLayer(nn.Module):
         self._packed: torch.Tensor | None = None
 
     def pack(self) -> None:
-        """Pack the weights for oneDNN if it is available; ``.to`` and copies undo it."""
+        """Pack the weights for oneDNN if it is available; ``.to`` and copies undo it, new weights are packed again."""
         self._packed = self._pack() if can_pack(self.weight.device, self.weight.dtype) else None
 
     def _pack(self) -> torch.Tensor:
         raise NotImplementedError
 
+    def packed_for(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The packed weights, unless there are none or someone wants a gradient, which oneDNN's layers do not give."""
+        return None if torch.is_grad_enabled() and x.requires_grad else self._packed
+
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
         self._packed = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self._packed is not None:
+            self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
         """Packed weights belong to this process: they are neither copied nor saved."""
@@ -82,18 +102,19 @@ class FusedLinear(FusedLayer):
 
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
         """Map (..., C), and with ``add`` a map (..., D) to add to the product -> map (..., D)."""
-        if self._packed is None:
+        packed = self.packed_for(x)
+        if packed is None:
             out = F.linear(x, self.weight, self.bias)
             if add is not None:
                 out = out + add
             return F.gelu(out) if self.gelu else out
         linear = torch.ops.mkldnn._linear_pointwise
         if add is not None:
-            out = linear.binary(x, add, self._packed, self.bias, "add")
+            out = linear.binary(x, add, packed, self.bias, "add")
         elif self.gelu:
-            return linear(x, self._packed, self.bias, "gelu", [], "none")
+            return linear(x, packed, self.bias, "gelu", [], "none")
         else:
-            out = linear(x, self._packed, self.bias, "none", [], "")
+            out = linear(x, packed, self.bias, "none", [], "")
         return F.gelu(out) if self.gelu else out
 
 
@@ -171,6 +192,10 @@ class FusedConv(FusedLayer):
         self._borders, self._loops = {}, None
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._borders = {}
+        super()._load_from_state_dict(*arguments)
+
     def __getstate__(self) -> dict[str, Any]:
         """See ``FusedLayer``."""
         return {**super().__getstate__(), "_loops": None}
@@ -179,9 +204,12 @@ class FusedConv(FusedLayer):
         """Map (B, H, W, C) -> map (B, H', W', D)."""
         if self._loops is not None and operations.takes(x):
             return operations.depthwise(x, *self._loops, self.gelu)
-        border = self._border(x.shape[1], x.shape[2])
+        packed = self.packed_for(x)
+        # of the two ways to fold a norm before padding, plain operations take the one that compilers like
+        unfolded = packed is None and self.scale is not None
+        border = [] if self.taps is None or unfolded else self._border(self.taps, x.shape[1], x.shape[2])
         x = pad_after(x, self.stride) if self.padding == 0 else x
-        return self._plain(x, border) if self._packed is None else self._with_onednn(x, border)
+        return self._plain(x, border) if packed is None else self._with_onednn(x, packed, border)
 
     def _plain(self, x: torch.Tensor, border: "list[Strip]") -> torch.Tensor:
         weight, bias = self.weight, self.bias
@@ -197,24 +225,20 @@ class FusedConv(FusedLayer):
             out = out + difference
         return F.gelu(out) if self.gelu else out
 
-    def _with_onednn(self, x: torch.Tensor, border: "list[Strip]") -> torch.Tensor:
+    def _with_onednn(self, x: torch.Tensor, packed: torch.Tensor, border: "list[Strip]") -> torch.Tensor:
         window = [self.padding] * 2, [self.stride] * 2, [1, 1], self.groups
         act = ("gelu", "none") if self.gelu and not border else ("none", "")
         maps = torch.ops.mkldnn._convolution_pointwise(
-            x.permute(0, 3, 1, 2), self._packed, self.bias, *window, act[0], [], act[1]
+            x.permute(0, 3, 1, 2), packed, self.bias, *window, act[0], [], act[1]
         )
         out: torch.Tensor = maps.permute(0, 2, 3, 1)  # (B, H', W', D)
         for rows, columns, difference in border:
             out[:, rows, columns].add_(difference)
         return torch.ops.aten.gelu_(out) if self.gelu and border else out
 
-    def _border(self, H: int, W: int) -> "list[Strip]":
+    def _border(self, taps: torch.Tensor, H: int, W: int) -> "list[Strip]":
         """Where the norm's shift meets padding, and what is missing there."""
-        if self.taps is None or (self._packed is None and self.scale is not None):
-            return []
-        if (H, W) not in self._borders:
-            keep(self._borders, (H, W), self._new_border(self.taps.float(), H, W))
-        return self._borders[H, W]
+        return kept_or_made(self._borders, (H, W), lambda: self._new_border(taps.float(), H, W))
 
     def _new_border(self, taps: torch.Tensor, H: int, W: int) -> "list[Strip]":
         ones = taps.new_ones(1, H, W, 1)

@@ -113,7 +113,7 @@ def _key(name: str, inputs: Sequence[torch.Tensor | None], *flags: bool) -> Hash
 
 
 def _takes(conv: nn.Conv2d) -> bool:
-    return is_depthwise_3x3(conv) and conv.weight.dtype in TYPES
+    return is_depthwise_3x3(conv) and conv.weight.dtype in TYPES and not hooked(conv)
 
 
 def _is_fixed_batch_norm(norm: nn.Module | None) -> bool:

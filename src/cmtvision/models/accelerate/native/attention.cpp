@@ -47,7 +47,7 @@ void product(const float* a, int64_t a_step, const float* b, int64_t depth, int6
     if (width - at == 1 * L) columns_of_product<R, 1, ACROSS, ADD>(a, a_step, b + at, depth, width, out + at, out_step);
 }
 
-struct Size {
+struct AttentionSize {
     int64_t B, N, M, h, d, kv_step;
     int64_t keys() const { return up_to(M, L); }
     int64_t width() const { return up_to(d, L); }
@@ -77,7 +77,7 @@ inline void pack(const float* from, T* to, int64_t d, float by) {
 
 // Keys or values of a head: (M, width) into `rows`, (d, keys) into `columns`, where they are wanted.
 template <typename T>
-void lay_out(const T* from, const Size& size, float* rows, float* columns, float* one) {
+void lay_out(const T* from, const AttentionSize& size, float* rows, float* columns, float* one) {
     const int64_t width = size.width(), keys = size.keys();
     for (int64_t m = 0; m < keys; m++) {
         float* to = rows != nullptr && m < size.M ? rows + m * width : one;
@@ -87,14 +87,15 @@ void lay_out(const T* from, const Size& size, float* rows, float* columns, float
     }
 }
 
-// The bias in rows of whole vectors, where what is no key weighs nothing; a single row where there is no bias.
+// The bias in rows of whole vectors, so low beyond the last key that nothing there has a weight; one row of zeros
+// where there is no bias.
 class Bias {
     std::unique_ptr<float[]> rows;
     const float* from;
     int64_t N, keys;
 
 public:
-    Bias(const float* bias, const Size& size) : from(bias), N(size.N), keys(size.keys()) {
+    Bias(const float* bias, const AttentionSize& size) : from(bias), N(size.N), keys(size.keys()) {
         const int64_t count = bias == nullptr ? 1 : size.h * N, M = size.M;
         rows.reset(new float[count * keys]);
 #pragma omp parallel for schedule(static)
@@ -126,7 +127,7 @@ inline float weigh(float* s, const float* bias, int64_t keys, float scale, float
 
 template <int R, typename T>
 void attend(const T* q, T* out, const float* keys, const float* values, const Bias& bias, int64_t head, int64_t n,
-            const Size& size, float scale, float* log_sum, float* room) {
+            const AttentionSize& size, float scale, float* log_sum, float* room) {
     const int64_t step = size.h * size.d, width = size.width();
     float *rows = room, *scores = rows + R * width, *found = scores + R * size.keys();
     for (int r = 0; r < R; r++) unpack(q + r * step, rows + r * width, size.d, width);
@@ -141,7 +142,7 @@ void attend(const T* q, T* out, const float* keys, const float* values, const Bi
 
 // log_sums (B, h, N), or null
 template <typename T>
-void forward(const T* q, const T* k, const T* v, const float* bias, T* out, float* log_sums, const Size& size,
+void forward(const T* q, const T* k, const T* v, const float* bias, T* out, float* log_sums, const AttentionSize& size,
              float scale) {
     const int64_t width = size.width(), keys = size.keys(), N = size.N, each = size.d * keys + size.M * width;
     const Bias biases(bias, size);
@@ -176,7 +177,7 @@ void forward(const T* q, const T* k, const T* v, const float* bias, T* out, floa
 // dq, dk and dv as q, k and v; dbias (h, N, M), or null.
 template <typename T>
 void backward(const T* dout, const T* q, const T* k, const T* v, const T* out, const float* bias,
-              const float* log_sums, T* dq, T* dk, T* dv, float* dbias, const Size& size, float scale) {
+              const float* log_sums, T* dq, T* dk, T* dv, float* dbias, const AttentionSize& size, float scale) {
     const int64_t width = size.width(), keys = size.keys(), N = size.N, M = size.M, d = size.d, step = size.h * d;
     const int64_t all_rows = up_to(M, ROWS), threads = omp_get_max_threads(), each = size.h * N * keys;
     const Bias biases(bias, size);
@@ -262,26 +263,30 @@ void backward(const T* dout, const T* q, const T* k, const T* v, const T* out, c
 
 }  // namespace
 
-// `half`: bfloat16. The bias, log_sums (B, h, N) and the bias's gradient are float32; each of them may be null.
+// `is_bf16`: bfloat16. The bias, log_sums (B, h, N) and the bias's gradient are float32; each of them may be null.
 extern "C" {
 
-void cmt_attention(int half, In q, In k, In v, const float* bias, Out out, float* log_sums, int64_t B, int64_t N,
-                   int64_t M, int64_t h, int64_t d, int64_t kv_step, float scale) {
-    const Size size{B, N, M, h, d, kv_step};
-    if (half) forward(as_half(q), as_half(k), as_half(v), bias, as_half(out), log_sums, size, scale);
-    else forward(as_float(q), as_float(k), as_float(v), bias, as_float(out), log_sums, size, scale);
+int cmt_attention(int is_bf16, In q, In k, In v, const float* bias, Out out, float* log_sums, int64_t B, int64_t N,
+                  int64_t M, int64_t h, int64_t d, int64_t kv_step, float scale) {
+    const AttentionSize size{B, N, M, h, d, kv_step};
+    return with_memory([&] {
+        if (is_bf16) forward(as_bf16(q), as_bf16(k), as_bf16(v), bias, as_bf16(out), log_sums, size, scale);
+        else forward(as_float(q), as_float(k), as_float(v), bias, as_float(out), log_sums, size, scale);
+    });
 }
 
-void cmt_attention_backward(int half, In dout, In q, In k, In v, In out, const float* bias, const float* log_sums,
-                            Out dq, Out dk, Out dv, float* dbias, int64_t B, int64_t N, int64_t M, int64_t h,
-                            int64_t d, int64_t kv_step, float scale) {
-    const Size size{B, N, M, h, d, kv_step};
-    if (half)
-        backward(as_half(dout), as_half(q), as_half(k), as_half(v), as_half(out), bias, log_sums, as_half(dq),
-                 as_half(dk), as_half(dv), dbias, size, scale);
-    else
-        backward(as_float(dout), as_float(q), as_float(k), as_float(v), as_float(out), bias, log_sums, as_float(dq),
-                 as_float(dk), as_float(dv), dbias, size, scale);
+int cmt_attention_backward(int is_bf16, In dout, In q, In k, In v, In out, const float* bias, const float* log_sums,
+                           Out dq, Out dk, Out dv, float* dbias, int64_t B, int64_t N, int64_t M, int64_t h,
+                           int64_t d, int64_t kv_step, float scale) {
+    const AttentionSize size{B, N, M, h, d, kv_step};
+    return with_memory([&] {
+        if (is_bf16)
+            backward(as_bf16(dout), as_bf16(q), as_bf16(k), as_bf16(v), as_bf16(out), bias, log_sums, as_bf16(dq),
+                     as_bf16(dk), as_bf16(dv), dbias, size, scale);
+        else
+            backward(as_float(dout), as_float(q), as_float(k), as_float(v), as_float(out), bias, log_sums, as_float(dq),
+                     as_float(dk), as_float(dv), dbias, size, scale);
+    });
 }
 
 }  // extern "C"

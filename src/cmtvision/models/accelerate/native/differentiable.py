@@ -11,8 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from cmtvision.models.accelerate.as_written import hooked
-from cmtvision.models.accelerate.native.library import library, loops
-from cmtvision.models.accelerate.native.operations import with_numbers
+from cmtvision.models.accelerate.native.library import library
+from cmtvision.models.accelerate.native.operations import call, has_data
 
 TYPES = (torch.float32, torch.bfloat16)
 MOST_BIASES = 1 << 24  # sums that all threads keep for the gradient of a position bias
@@ -21,7 +21,7 @@ Maps = torch.channels_last
 
 def trains(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
     """Whether the loops can compute with a map and these parameters (None for one that is missing), and may."""
-    if not with_numbers(x):
+    if not has_data(x):
         return False
     return (
         x.device.type == "cpu"
@@ -43,14 +43,16 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
 def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether the loops can compute attention of these, and may: as ``trains``, of tokens (B, N or M, h, d)."""
-    if not with_numbers(q):
+    if not has_data(q):
         return False
     if bias is not None:
-        whole = bias.dim() == 4 and bias.shape[0] == 1 and bias.dtype == torch.float32 and bias.device.type == "cpu"
-        if not whole or torch.get_num_threads() * bias.numel() > MOST_BIASES:
+        whole = bias.shape == (1, q.shape[2], q.shape[1], k.shape[1])
+        if not whole or bias.dtype != torch.float32 or bias.device.type != "cpu":
+            return False
+        if torch.get_num_threads() * bias.numel() > MOST_BIASES:
             return False
     return (
-        q.device.type == "cpu"
+        q.device.type == k.device.type == v.device.type == "cpu"
         and q.dtype in TYPES
         and q.dtype == k.dtype == v.dtype
         and q.numel() > 0
@@ -139,19 +141,19 @@ class _LayerNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
         rows, C = x.numel() // x.shape[1], x.shape[1]
         out = torch.empty_like(x)
-        mean, scale = torch.empty(2, rows).unbind(0)
-        _call("cmt_norm_forward", x, out, rows, C, eps, weight.contiguous(), bias.contiguous(), mean, scale)
+        mean, scale = _float32(x, 2, rows).unbind(0)
+        call("cmt_norm_forward", x, out, rows, C, eps, weight.contiguous(), bias.contiguous(), mean, scale)
         ctx.save_for_backward(x, weight, mean, scale)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, mean, scale = ctx.saved_tensors
+        x, weight, mean, scale = _saved(ctx, 1)
         rows, C = x.numel() // x.shape[1], x.shape[1]
         dx = torch.empty_like(x)
-        dweight, dbias = torch.empty(2, C).unbind(0)
-        _call("cmt_norm_backward", _like(dout, x), x, dx, rows, C, weight.contiguous(), mean, scale, dweight, dbias)
+        dweight, dbias = _float32(x, 2, C).unbind(0)
+        call("cmt_norm_backward", _like(dout, x), x, dx, rows, C, weight.contiguous(), mean, scale, dweight, dbias)
         return dx, dweight, dbias, None
 
 
@@ -164,8 +166,8 @@ class _Attention(torch.autograd.Function):
         M = k.shape[1]
         added = None if bias is None else bias.contiguous()
         out = torch.empty_like(q)
-        log_sums = torch.empty(B, h, N)
-        _call("cmt_attention", q, k, v, added, out, log_sums, B, N, M, h, d, h * d, scale)
+        log_sums = _float32(q, B, h, N)
+        call("cmt_attention", q, k, v, added, out, log_sums, B, N, M, h, d, h * d, scale)
         ctx.save_for_backward(q, k, v, added, out, log_sums)
         ctx.scale = scale
         return out
@@ -173,13 +175,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, bias, out, log_sums = ctx.saved_tensors
+        q, k, v, bias, out, log_sums = _saved(ctx)
         B, N, h, d = q.shape
         M = k.shape[1]
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dbias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
         dout = dout.to(q.dtype).contiguous()
-        _call(
+        call(
             "cmt_attention_backward", dout, q, k, v, out, bias, log_sums, dq, dk, dv, dbias,
             B, N, M, h, d, h * d, ctx.scale,
         )  # fmt: skip
@@ -204,8 +206,8 @@ class _InsideIRFFN(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         B, C, H, W = e.shape
         d, out = torch.empty_like(e), torch.empty_like(e)
-        mean, variance, out_mean, out_variance = torch.empty(4, C).unbind(0)
-        _call("cmt_gelu_moments", e, B * H * W, C, mean, variance)
+        mean, variance, out_mean, out_variance = _float32(e, 4, C).unbind(0)
+        call("cmt_gelu_moments", e, B * H * W, C, mean, variance)
         by = torch.rsqrt(variance + eps)
         scale = weight * by
         shift = bias - mean * scale
@@ -213,7 +215,7 @@ class _InsideIRFFN(torch.autograd.Function):
         taps[4] += 1  # the identity
         absent = taps * shift
         constant = absent.sum(dim=0) + conv_bias
-        _call("cmt_irffn_forward", e, d, out, B, H, W, C, taps * scale, constant, absent, out_mean, out_variance)
+        call("cmt_irffn_forward", e, d, out, B, H, W, C, taps * scale, constant, absent, out_mean, out_variance)
         ctx.save_for_backward(e, d, weight, taps, mean, by, scale, shift, out_mean)
         ctx.mark_non_differentiable(mean, variance)
         return out, out_mean, out_variance, mean, variance
@@ -223,14 +225,14 @@ class _InsideIRFFN(torch.autograd.Function):
     def backward(
         ctx: Any, dout: torch.Tensor, dout_mean: torch.Tensor, dout_variance: torch.Tensor, *_: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        e, d, weight, taps, mean, by, scale, shift, out_mean = ctx.saved_tensors
+        e, d, weight, taps, mean, by, scale, shift, out_mean = _saved(ctx, 2)
         B, C, H, W = e.shape
         count = B * H * W
         dd, de = torch.empty_like(e), torch.empty_like(e)
-        sums = torch.empty(2, 9, C)
+        sums = _float32(e, 2, 9, C)
         times = dout_variance * (2 / count)
         add = dout_mean / count - times * out_mean
-        _call("cmt_irffn_backward_to_d", _like(dout, e), d, e, dd, B, H, W, C, add, times, sums)
+        call("cmt_irffn_backward_to_d", _like(dout, e), d, e, dd, B, H, W, C, add, times, sums)
         with_g, alone = sums.unbind(0)  # sums of dd g and of dd, for each tap
         dtaps = scale * with_g + shift * alone
         dscale, dshift = (taps * sums).sum(dim=1).unbind(0)
@@ -238,15 +240,24 @@ class _InsideIRFFN(torch.autograd.Function):
         dvariance = dscale * weight * by**3 * -0.5
         times = dvariance * (2 / count)
         add = scale * dshift / -count - times * mean
-        _call("cmt_irffn_backward_to_e", dd, e, de, B, H, W, C, taps * scale, add, times)
+        call("cmt_irffn_backward_to_e", dd, e, de, B, H, W, C, taps * scale, add, times)
         return de, dscale * by, dshift, dtaps, alone[4], None
+
+
+def _float32(x: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Room for numbers that are float32 beside ``x``, whatever the default type and device are."""
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def _saved(ctx: Any, maps: int = 0) -> list[Any]:
+    """What the forward pass kept, the first ``maps`` of them maps, in the memory that the loops read.
+
+    Whoever keeps them elsewhere meanwhile (saved_tensors_hooks) may give them back in another layout.
+    """
+    saved = ctx.saved_tensors
+    rest = [None if x is None else x.contiguous() for x in saved[maps:]]
+    return [*(x.contiguous(memory_format=Maps) for x in saved[:maps]), *rest]
 
 
 def _like(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return gradient.to(x.dtype).contiguous(memory_format=Maps)
-
-
-def _call(name: str, x: torch.Tensor, *arguments: torch.Tensor | float | None) -> None:
-    """Call a loop: tensors go by address; the first one says which type the maps, or tokens, have."""
-    values = [v.data_ptr() if isinstance(v, torch.Tensor) else v for v in arguments]
-    getattr(loops(), name)(x.dtype == torch.bfloat16, x.data_ptr(), *values)

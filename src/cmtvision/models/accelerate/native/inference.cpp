@@ -61,7 +61,7 @@ void convolve(const Map& map, const Taps& taps, int64_t row, int64_t c, int64_t 
 extern "C" {
 
 // LayerNorm without scale and shift: rows of C.
-void cmt_layer_norm(const float* x, float* out, int64_t rows, int64_t C, float eps) {
+int cmt_layer_norm(const float* x, float* out, int64_t rows, int64_t C, float eps) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const float* a = x + row * C;
@@ -83,12 +83,13 @@ void cmt_layer_norm(const float* x, float* out, int64_t rows, int64_t C, float e
         for (c = 0; c + L <= C; c += L) store(o + c, (load(a + c) - mean) * by);
         for (; c < C; c++) o[c] = (a[c] - mean) * by;
     }
+    return 0;
 }
 
 // Depthwise 3 x 3, stride 1, zeros around: weight (9, C), bias (C,); absent (9, C), what a tap that meets the border
 // takes away from the bias, or null; then GELU.
-void cmt_depthwise(const float* x, float* out, int64_t B, int64_t H, int64_t W, int64_t C, const float* weight,
-                   const float* bias, const float* absent, int with_gelu) {
+int cmt_depthwise(const float* x, float* out, int64_t B, int64_t H, int64_t W, int64_t C, const float* weight,
+                  const float* bias, const float* absent, int with_gelu) {
     const Map map{x, out, H, W, C};
     const Taps taps{weight, bias, absent, with_gelu != 0};
     const int64_t pairs = C / (2 * L), singles = (C - pairs * 2 * L) / L, rest = C % L;
@@ -106,6 +107,7 @@ void cmt_depthwise(const float* x, float* out, int64_t B, int64_t H, int64_t W, 
             }
         }
     }
+    return 0;
 }
 
 }  // extern "C"

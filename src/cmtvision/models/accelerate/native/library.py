@@ -2,8 +2,8 @@
 
 A file in the cache is named by everything that its content depends on (sources, compiler, flags, the processor's
 instructions), so that another machine with the same home folder builds its own. Where there is no compiler, where it
-fails, or where nothing can be kept, ``library`` gives None, and nobody but the log hears of it; a failure is kept, too,
-so that it is not repeated, if the next attempt would fail as well. ``CMTVISION_NATIVE=off`` does without.
+fails, or where nothing can be kept, ``library`` gives None, and only the log says why. A failure is kept, too, so that
+it is not repeated, unless the next attempt may succeed. ``CMTVISION_NATIVE=off`` does without.
 
 Another user's file is code of theirs: the folder and the file must be ours, and writable by nobody else.
 """
@@ -25,27 +25,33 @@ from cmtvision.user_folders import only_ours, user_cache_folder
 
 VARIABLE = "CMTVISION_NATIVE"
 COMPILERS = ("g++", "c++")
-# sums in any order, but what is no number stays none: whoever trains must hear of it
+# sums in any order, but NaN stays NaN: whoever trains must hear of it
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-fPIC")
 _BUILT = "kernels.so"
-_PASSING = ("signal terminated program", "No space left on device", "annot allocate memory")  # what may not come again
 _SECONDS = 60  # that a compiler may take
+_TOO_LONG = f"took more than {_SECONDS} s"
+# signs of a failure that the next attempt need not have
+_TRANSIENT = (
+    "signal terminated program", "No space left on device", "annot allocate memory", "Disk quota exceeded",
+    "annot create temporary file", _TOO_LONG,
+)  # fmt: skip
+_ENVIRONMENT = {**os.environ, "LC_ALL": "C"}  # whose messages are looked at
 _HERE = Path(__file__).parent
 _HEADER, *_SOURCES = (_HERE / name for name in ("vectors.h", "inference.cpp", "training.cpp", "attention.cpp"))
 _log = logging.getLogger(__name__)
 
-_pointer, _count, _half = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_pointer, _count, _is_bf16 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES = {
     "cmt_layer_norm": (_pointer, _pointer, _count, _count, ctypes.c_float),
     "cmt_depthwise": (_pointer, _pointer, _count, _count, _count, _count, _pointer, _pointer, _pointer, ctypes.c_int),
-    "cmt_attention": (_half, *(_pointer,) * 6, *(_count,) * 6, ctypes.c_float),
-    "cmt_attention_backward": (_half, *(_pointer,) * 11, *(_count,) * 6, ctypes.c_float),
-    "cmt_gelu_moments": (_half, _pointer, _count, _count, _pointer, _pointer),
-    "cmt_irffn_forward": (_half, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 5),
-    "cmt_irffn_backward_to_d": (_half, *(_pointer,) * 4, *(_count,) * 4, *(_pointer,) * 3),
-    "cmt_irffn_backward_to_e": (_half, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 3),
-    "cmt_norm_forward": (_half, _pointer, _pointer, _count, _count, ctypes.c_float, *(_pointer,) * 4),
-    "cmt_norm_backward": (_half, *(_pointer,) * 3, _count, _count, *(_pointer,) * 5),
+    "cmt_attention": (_is_bf16, *(_pointer,) * 6, *(_count,) * 6, ctypes.c_float),
+    "cmt_attention_backward": (_is_bf16, *(_pointer,) * 11, *(_count,) * 6, ctypes.c_float),
+    "cmt_gelu_moments": (_is_bf16, _pointer, _count, _count, _pointer, _pointer),
+    "cmt_irffn_forward": (_is_bf16, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 5),
+    "cmt_irffn_backward_to_d": (_is_bf16, *(_pointer,) * 4, *(_count,) * 4, *(_pointer,) * 3),
+    "cmt_irffn_backward_to_e": (_is_bf16, *(_pointer,) * 3, *(_count,) * 4, *(_pointer,) * 3),
+    "cmt_norm_forward": (_is_bf16, _pointer, _pointer, _count, _count, ctypes.c_float, *(_pointer,) * 4),
+    "cmt_norm_backward": (_is_bf16, *(_pointer,) * 3, _count, _count, *(_pointer,) * 5),
     "cmt_narrowest": (),
 }
 
@@ -78,8 +84,7 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
         opened = ctypes.CDLL(str(_built()))
         for name, arguments in SIGNATURES.items():
             function = getattr(opened, name)
-            function.argtypes, function.restype = arguments, None
-        opened.cmt_narrowest.restype = ctypes.c_int
+            function.argtypes, function.restype = arguments, ctypes.c_int
     except (_NotBuiltError, OSError, AttributeError, subprocess.SubprocessError) as error:
         _log.info("no native loops: %s", error)
         return None, str(error)
@@ -105,16 +110,17 @@ def _built() -> Path:
     facts = [*texts, compiler, _version(compiler), *FLAGS, platform.machine(), *instruction_sets()]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
     built, failed = folder / f"{name}.so", folder / f"{name}.failed"
-    if failed.exists():
-        raise _NotBuiltError(f"{compiler} failed before, see {failed}; delete that file to try again")
-    if not built.exists():
+    if not (built.exists() and only_ours(built)):
+        if failed.exists():
+            raise _NotBuiltError(f"{compiler} failed before, see {failed}; delete that file to try again")
         with tempfile.TemporaryDirectory(dir=folder) as place:
             error = _compile(compiler, Path(place))
             if error is not None:
-                if any(sign in error for sign in _PASSING):
+                if any(sign in error for sign in _TRANSIENT):
                     raise _NotBuiltError(error)
                 failed.write_text(error, "utf-8")
                 raise _NotBuiltError(f"{error.splitlines()[0]}; see {failed}")
+            (Path(place) / _BUILT).chmod(0o700)  # a linker leaves it to the umask who may write to it
             os.replace(Path(place) / _BUILT, built)  # noqa: PTH105  # whole, whoever else compiles now
     _check_own(built)
     return built
@@ -138,14 +144,18 @@ def _run(command: list[str]) -> str | None:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
             start_new_session=True,  # a Ctrl-C is this process's, not the compiler's
+            env=_ENVIRONMENT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return f"{command[0]} took more than {_SECONDS} s"
+        return f"{command[0]} {_TOO_LONG}"
     return f"{command[0]} failed ({done.returncode}): {done.stderr.strip()[:2000]}" if done.returncode else None
 
 
 def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+    done = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
+        env=_ENVIRONMENT,
+    )  # fmt: skip
     return done.stdout
 
 

@@ -4,23 +4,36 @@ Shapes: B batch, H W map, C channels, N queries, M keys, h heads, d head width.
 """
 
 import torch
+from torch.autograd import forward_ad
 
-from cmtvision.models.accelerate.native.library import loops
+from cmtvision.models.accelerate.native.library import library, loops
 
 
-def with_numbers(x: torch.Tensor) -> bool:
-    """Whether a tensor has numbers to compute with, as nobody compiles, traces, or only follows its shape."""
-    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and type(x) is torch.Tensor
+def has_data(x: torch.Tensor) -> bool:
+    """Whether a tensor has its numbers in memory, and nobody follows the operations that compute with it.
+
+    A loop reads memory and is no operation of PyTorch's. So it is not seen by whoever compiles, traces or counts
+    (dispatch modes), nor by vmap and forward derivatives, whose tensors are of no class of their own.
+    """
+    return (
+        type(x) is torch.Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+    )
 
 
 def takes(x: torch.Tensor) -> bool:
-    """Whether the loops can compute with a tensor, and may, as nobody traces, compiles or differentiates."""
+    """Whether there are loops, and they can compute with a tensor, and may, as nobody follows or differentiates."""
     return (
-        with_numbers(x)
+        has_data(x)
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.is_contiguous()
         and not (torch.is_grad_enabled() and x.requires_grad)
+        and library() is not None
     )
 
 
@@ -67,8 +80,18 @@ def attention(
     B, N, width = q.shape
     M, d = kv.shape[1], width // num_heads
     out = torch.empty_like(q)
-    added = None if bias is None else bias.data_ptr()
     keys, values = kv.data_ptr(), kv.data_ptr() + width * kv.element_size()
     shape = (B, N, M, num_heads, d, 2 * width)
-    loops().cmt_attention(False, q.data_ptr(), keys, values, added, out.data_ptr(), None, *shape, scale)
+    call("cmt_attention", q, keys, values, bias, out, None, *shape, scale)
     return out
+
+
+def call(name: str, x: torch.Tensor, *arguments: torch.Tensor | float | None) -> None:
+    """Call a loop for float32 or bfloat16: tensors go by address, ``x`` says which type the maps, or tokens, have.
+
+    Raises:
+        RuntimeError: there is no memory for what it keeps meanwhile.
+    """
+    values = [v.data_ptr() if isinstance(v, torch.Tensor) else v for v in arguments]
+    if getattr(loops(), name)(x.dtype == torch.bfloat16, x.data_ptr(), *values):
+        raise RuntimeError(f"{name}: not enough memory")

@@ -65,13 +65,13 @@ inline int64_t blocks(int64_t C) { return (C + P * L - 1) / (P * L); }
 inline int64_t block_begin(int64_t C, int64_t block) { return std::min(block * P * L, C - P * L); }
 inline int64_t block_done(int64_t C, int64_t block) { return block * P * L - block_begin(C, block); }  // lanes
 
-struct Size {
+struct MapSize {
     int64_t B, H, W, C;
 };
 
 // Rows of an image and a block of its channels.
 struct Part {
-    Size size;
+    MapSize size;
     int64_t image, begin, end, c, done;  // the first `done` lanes belong to the block before
     int64_t at(int64_t y, int64_t x) const { return ((image * size.H + y) * size.W + x) * size.C + c; }
 };
@@ -117,7 +117,7 @@ public:
 
 // f(part, strip) for all parts: as many rows at a time as keep four maps of them in a core's own cache.
 template <typename F>
-void all_parts(const Size& size, F f) {
+void all_parts(const MapSize& size, F f) {
     const int64_t most = std::max<int64_t>(4, (1 << 16) / (size.W * size.C));
     const int64_t groups = (size.H + most - 1) / most, rows = (size.H + groups - 1) / groups;
 #pragma omp parallel
@@ -163,7 +163,7 @@ void gelu_moments(const T* e, int64_t rows, int64_t C, float* mean, float* varia
 
 // absent (9, C): what a tap that meets the zeros takes away from the bias.
 template <typename T>
-void irffn_forward(const T* e, T* d, T* out, const Size& size, const float* taps, const float* bias,
+void irffn_forward(const T* e, T* d, T* out, const MapSize& size, const float* taps, const float* bias,
                    const float* absent, float* mean, float* variance) {
     const int64_t H = size.H, W = size.W, C = size.C;
     Moments moments{C};
@@ -221,7 +221,7 @@ void irffn_forward(const T* e, T* d, T* out, const Size& size, const float* taps
 // dout, with `add` + `times` out from the moments of out, -> dd; sums (18, C): of dd g by taps, and of dd where the tap
 // is not in the zeros.
 template <typename T>
-void irffn_backward_to_d(const T* dout, const T* d, const T* e, T* dd, const Size& size, const float* add,
+void irffn_backward_to_d(const T* dout, const T* d, const T* e, T* dd, const MapSize& size, const float* add,
                          const float* times, float* sums) {
     const int64_t H = size.H, W = size.W, C = size.C, each = 19 * C, threads = omp_get_max_threads();
     std::vector<double> parts(threads * each);  // dd g by taps, dd lost by taps, dd
@@ -289,7 +289,7 @@ void irffn_backward_to_d(const T* dout, const T* d, const T* e, T* dd, const Siz
 
 // dd -> de, with `add` + `times` g from the moments of g.
 template <typename T>
-void irffn_backward_to_e(const T* dd, const T* e, T* de, const Size& size, const float* taps, const float* add,
+void irffn_backward_to_e(const T* dd, const T* e, T* de, const MapSize& size, const float* taps, const float* add,
                          const float* times) {
     const int64_t W = size.W, C = size.C;
     all_parts(size, [&](const Part& part, Strip& strip) {
@@ -406,45 +406,57 @@ void norm_backward(const T* dout, const T* x, T* dx, int64_t rows, int64_t C, co
 
 }  // namespace
 
-// `half`: the maps are bfloat16. Everything else is float32.
+// `is_bf16`: the maps are bfloat16. Everything else is float32.
 extern "C" {
 
-void cmt_gelu_moments(int half, In e, int64_t rows, int64_t C, float* mean, float* variance) {
-    if (half) gelu_moments(as_half(e), rows, C, mean, variance);
-    else gelu_moments(as_float(e), rows, C, mean, variance);
+int cmt_gelu_moments(int is_bf16, In e, int64_t rows, int64_t C, float* mean, float* variance) {
+    return with_memory([&] {
+        if (is_bf16) gelu_moments(as_bf16(e), rows, C, mean, variance);
+        else gelu_moments(as_float(e), rows, C, mean, variance);
+    });
 }
 
-void cmt_irffn_forward(int half, In e, Out d, Out out, int64_t B, int64_t H, int64_t W, int64_t C, const float* taps,
-                       const float* bias, const float* absent, float* mean, float* variance) {
-    const Size size{B, H, W, C};
-    if (half) irffn_forward(as_half(e), as_half(d), as_half(out), size, taps, bias, absent, mean, variance);
-    else irffn_forward(as_float(e), as_float(d), as_float(out), size, taps, bias, absent, mean, variance);
+int cmt_irffn_forward(int is_bf16, In e, Out d, Out out, int64_t B, int64_t H, int64_t W, int64_t C, const float* taps,
+                      const float* bias, const float* absent, float* mean, float* variance) {
+    const MapSize size{B, H, W, C};
+    return with_memory([&] {
+        if (is_bf16) irffn_forward(as_bf16(e), as_bf16(d), as_bf16(out), size, taps, bias, absent, mean, variance);
+        else irffn_forward(as_float(e), as_float(d), as_float(out), size, taps, bias, absent, mean, variance);
+    });
 }
 
-void cmt_irffn_backward_to_d(int half, In dout, In d, In e, Out dd, int64_t B, int64_t H, int64_t W, int64_t C,
-                             const float* add, const float* times, float* sums) {
-    const Size size{B, H, W, C};
-    if (half) irffn_backward_to_d(as_half(dout), as_half(d), as_half(e), as_half(dd), size, add, times, sums);
-    else irffn_backward_to_d(as_float(dout), as_float(d), as_float(e), as_float(dd), size, add, times, sums);
+int cmt_irffn_backward_to_d(int is_bf16, In dout, In d, In e, Out dd, int64_t B, int64_t H, int64_t W, int64_t C,
+                            const float* add, const float* times, float* sums) {
+    const MapSize size{B, H, W, C};
+    return with_memory([&] {
+        if (is_bf16) irffn_backward_to_d(as_bf16(dout), as_bf16(d), as_bf16(e), as_bf16(dd), size, add, times, sums);
+        else irffn_backward_to_d(as_float(dout), as_float(d), as_float(e), as_float(dd), size, add, times, sums);
+    });
 }
 
-void cmt_irffn_backward_to_e(int half, In dd, In e, Out de, int64_t B, int64_t H, int64_t W, int64_t C,
-                             const float* taps, const float* add, const float* times) {
-    const Size size{B, H, W, C};
-    if (half) irffn_backward_to_e(as_half(dd), as_half(e), as_half(de), size, taps, add, times);
-    else irffn_backward_to_e(as_float(dd), as_float(e), as_float(de), size, taps, add, times);
+int cmt_irffn_backward_to_e(int is_bf16, In dd, In e, Out de, int64_t B, int64_t H, int64_t W, int64_t C,
+                            const float* taps, const float* add, const float* times) {
+    const MapSize size{B, H, W, C};
+    return with_memory([&] {
+        if (is_bf16) irffn_backward_to_e(as_bf16(dd), as_bf16(e), as_bf16(de), size, taps, add, times);
+        else irffn_backward_to_e(as_float(dd), as_float(e), as_float(de), size, taps, add, times);
+    });
 }
 
-void cmt_norm_forward(int half, In x, Out out, int64_t rows, int64_t C, float eps, const float* weight,
-                      const float* bias, float* mean, float* scale) {
-    if (half) norm_forward(as_half(x), as_half(out), rows, C, eps, weight, bias, mean, scale);
-    else norm_forward(as_float(x), as_float(out), rows, C, eps, weight, bias, mean, scale);
+int cmt_norm_forward(int is_bf16, In x, Out out, int64_t rows, int64_t C, float eps, const float* weight,
+                     const float* bias, float* mean, float* scale) {
+    return with_memory([&] {
+        if (is_bf16) norm_forward(as_bf16(x), as_bf16(out), rows, C, eps, weight, bias, mean, scale);
+        else norm_forward(as_float(x), as_float(out), rows, C, eps, weight, bias, mean, scale);
+    });
 }
 
-void cmt_norm_backward(int half, In dout, In x, Out dx, int64_t rows, int64_t C, const float* weight,
-                       const float* mean, const float* scale, float* dweight, float* dbias) {
-    if (half) norm_backward(as_half(dout), as_half(x), as_half(dx), rows, C, weight, mean, scale, dweight, dbias);
-    else norm_backward(as_float(dout), as_float(x), as_float(dx), rows, C, weight, mean, scale, dweight, dbias);
+int cmt_norm_backward(int is_bf16, In dout, In x, Out dx, int64_t rows, int64_t C, const float* weight,
+                      const float* mean, const float* scale, float* dweight, float* dbias) {
+    return with_memory([&] {
+        if (is_bf16) norm_backward(as_bf16(dout), as_bf16(x), as_bf16(dx), rows, C, weight, mean, scale, dweight, dbias);
+        else norm_backward(as_float(dout), as_float(x), as_float(dx), rows, C, weight, mean, scale, dweight, dbias);
+    });
 }
 
 int cmt_narrowest() { return P * L; }  // channels that a map must have

@@ -3,12 +3,14 @@
 
 #pragma once
 
+#include <new>
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -35,15 +37,15 @@ inline V some(const float* p, int64_t n) {  // the first n floats of a vector, z
     return v;
 }
 inline V all(float x) { return x - V{}; }
-inline V least(V a, V b) { return a < b ? a : b; }  // b, if one of them is no number
+inline V least(V a, V b) { return a < b ? a : b; }  // b, if one of them is NaN
 inline V most(V a, V b) { return a > b ? a : b; }
 
 // One number of a vector, half by half: of sums, or of the larger ones.
 template <int SIZE, typename F>
 struct Folded {
-    typedef float Half __attribute__((vector_size(SIZE / 2)));
+    typedef float Part __attribute__((vector_size(SIZE / 2)));
     static float of(const float* p, F f) {
-        Half a, b;
+        Part a, b;
         std::memcpy(&a, p, sizeof a);
         std::memcpy(&b, p + SIZE / 8, sizeof b);
         a = f(a, b);
@@ -68,14 +70,14 @@ inline float largest(V v) {
 struct bf16 {
     uint16_t bits;
 };
-typedef uint16_t Half __attribute__((vector_size(BYTES / 2)));
+typedef uint16_t U16 __attribute__((vector_size(BYTES / 2)));
 typedef uint32_t Bits __attribute__((vector_size(BYTES)));
 
 inline V get(const float* p) { return load(p); }
 inline V get(const bf16* p) {
-    Half half;
-    std::memcpy(&half, p, sizeof half);
-    Bits bits = __builtin_convertvector(half, Bits) << 16;
+    U16 upper;
+    std::memcpy(&upper, p, sizeof upper);
+    Bits bits = __builtin_convertvector(upper, Bits) << 16;
     V v;
     std::memcpy(&v, &bits, sizeof v);
     return v;
@@ -90,8 +92,8 @@ inline V put(bf16* p, V v) {  // to the nearest, of two equally near to the even
     Bits bits;
     std::memcpy(&bits, &v, sizeof bits);
     bits += 0x7fff + ((bits >> 16) & 1);
-    Half half = __builtin_convertvector(bits >> 16, Half);
-    std::memcpy(p, &half, sizeof half);
+    U16 upper = __builtin_convertvector(bits >> 16, U16);
+    std::memcpy(p, &upper, sizeof upper);
     bits &= 0xffff0000u;
     std::memcpy(&v, &bits, sizeof v);
     return v;
@@ -117,8 +119,8 @@ typedef const void* In;
 typedef void* Out;
 inline const float* as_float(In p) { return static_cast<const float*>(p); }
 inline float* as_float(Out p) { return static_cast<float*>(p); }
-inline const bf16* as_half(In p) { return static_cast<const bf16*>(p); }
-inline bf16* as_half(Out p) { return static_cast<bf16*>(p); }
+inline const bf16* as_bf16(In p) { return static_cast<const bf16*>(p); }
+inline bf16* as_bf16(Out p) { return static_cast<bf16*>(p); }
 
 // e^x for x <= 0: 2^n times a polynomial (Cephes, expf), to 2 units in the last place
 inline V exp_of(V x) {
@@ -163,6 +165,17 @@ inline V erf_of(V x) {
 inline V gelu(V x) {
     V half = x * 0.5f;
     return half + half * erf_of(x);
+}
+
+// Loops return 0, or 1 where there was no memory for what they keep meanwhile: no exception may leave a C function.
+template <typename F>
+inline int with_memory(F f) {
+    try {
+        f();
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
 }
 
 }  // namespace
