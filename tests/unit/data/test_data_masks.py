@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from annotated_files import ROTATED, jpeg, masks
@@ -136,6 +139,57 @@ def test_the_numbers_of_a_mask_count_whatever_its_mode(tmp_path, mode):
     found = read_mask(tmp_path / "mask.png")
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, numbers)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def gray_png(file, numbers, bits):
+    """A gray PNG of that many bits a value, as no writer of Pillow's makes it."""
+    digits = (numbers[..., None].astype(np.int64) >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(digits.reshape(len(numbers), -1), axis=1)
+    packed = np.concatenate([np.zeros((len(rows), 1), np.uint8), rows], axis=1).tobytes()
+    header = struct.pack(">IIBBBBB", *numbers.shape[::-1], bits, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(packed)), chunk(b"IEND", b"")]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_gray_values_of_any_depth_are_the_numbers_in_the_file(tmp_path, bits):
+    numbers = np.arange(21).reshape(3, 7) * (300 if bits == 16 else 1) % 2**bits
+    gray_png(tmp_path / "mask.png", numbers, bits)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), numbers)
+
+
+def test_a_palette_of_few_colours_is_not_scaled(tmp_path):
+    picture = Image.fromarray(striped(0, 1, 3))
+    picture.putpalette([9, 9, 9, 200, 30, 30, 0, 0, 0, 5, 5, 5])
+    picture.save(tmp_path / "mask.png", bits=2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), striped(0, 1, 3))
+
+
+def test_decimal_numbers_and_deep_colours_are_refused(tmp_path):
+    Image.fromarray(striped(0, 1).astype(np.float32) * 300).save(tmp_path / "mask.tif")
+    with pytest.raises(DataError, match="a mask of decimal numbers"):
+        read_mask(tmp_path / "mask.tif")
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)  # Pillow would drop the lower half of each value
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" + b"\0\3" * 3)), chunk(b"IEND", b"")]
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(DataError, match="a mask of 16-bit colours"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_a_mask_that_is_drawn_again_changes_the_fingerprint(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 1, 2, 0)], "val": [striped(0, 1)]})
+    file = root / "train" / "masks" / "0.bmp"
+    file.with_suffix(".png").unlink()
+    prints = []
+    for drawn in (striped(0, 1, 2, 0), striped(0, 2, 1, 0), striped(0, 1, 2, 0)):
+        Image.fromarray(drawn).save(file)  # of the same size in bytes
+        for verify in (True, False):
+            prints.append(read_segmentation(root, verify=verify, classes=["road", "tree", "sky"]).fingerprint)
+    assert prints[0] == prints[1] == prints[4] != prints[2] == prints[3]
 
 
 def test_limits_and_missing_files_of_masks(tmp_path):

@@ -1,11 +1,13 @@
 """Reading a mask: a picture of class numbers, as palette (the index counts, not the colour), gray or one-bit pixels."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cmtvision.data.annotations.limits import read_bytes
 from cmtvision.data.annotations.orientation import turned_mask
 from cmtvision.data.annotations.outlines import Outline
 from cmtvision.data.annotations.samples import NO_CLASS, ClassMap
@@ -17,6 +19,9 @@ SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 MOST_CLASSES = 65_536
 """A mask of 16 bits has no more numbers."""
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
+_SCALED = {2: 85, 4: 17}
+"""Pillow stretches gray values of so many bits to 0..255, by these factors."""
+_TIFF_BITS = 258
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,13 @@ class MaskFile:
         return np.ascontiguousarray(turned_mask(self.stored(), self.turn))
 
     def key(self) -> bytes:
-        """The file's size; its content is not read for a fingerprint, as that of images is not."""
-        first = " void first" if self.void_first else ""
-        return f"{self.path.name} {self.path.stat().st_size} {self.turn}{first}".encode("utf-8", "surrogateescape")
+        """The hash of the file: a mask that is drawn again often keeps its size in bytes.
+
+        Raises:
+            DataError: the file cannot be read, or is larger than the limit.
+        """
+        content = sha256(read_bytes(self.path, self.max_bytes)).digest()
+        return content + (b" void first" if self.void_first else b"")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,9 +106,16 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
                     "(data.max_pixels)"
                 )
             picture.load()
+            bits = _bits(path, picture)
+            if picture.mode == "F":
+                raise DataError(f"{path}: a mask of decimal numbers (float); save class numbers as an 8- or 16-bit PNG")
             if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
+                if bits == 16:
+                    raise DataError(f"{path}: a mask of 16-bit colours; save class numbers, as a palette or gray PNG")
                 return _gray(np.asarray(picture.convert("RGB")), path)
             numbers = np.asarray(picture).astype(np.int64)
+            if picture.mode == "L":
+                numbers //= _SCALED.get(bits, 1)
             if numbers.size and (numbers.min() < 0 or numbers.max() >= MOST_CLASSES):
                 raise DataError(f"{path}: values from {numbers.min()} to {numbers.max()}, expected class numbers")
             return numbers.astype(np.int32)
@@ -113,6 +129,15 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
         raise DataError(f"{path}: not enough memory to decode it") from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise DataError(f"{path}: damaged mask ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _bits(path: Path, picture: Image.Image) -> int:
+    """How many bits a value has in a PNG or TIFF file; 8 for other formats."""
+    if picture.format == "PNG":
+        with path.open("rb") as raw:
+            return raw.read(25)[24]  # 8 bytes of signature, 8 before the header, width and height, then the depth
+    tags = getattr(picture, "tag_v2", {})
+    return int(tags.get(_TIFF_BITS, (8,))[0])
 
 
 def _gray(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], path: Path) -> ClassMap:

@@ -177,7 +177,7 @@ def _from_masks(
     names, void, void_first = _classes_and_void(source, listing.names, options.classes, void)
     look = options.verify or names is None
 
-    def looked(pair: Pair) -> tuple[Facts, MaskFile, tuple[int, ...]] | Skipped:
+    def looked(pair: Pair) -> tuple[Facts, MaskFile, bytes, tuple[int, ...]] | Skipped:
         try:
             facts = image_facts(pair.path, options)
         except DataError as error:
@@ -185,17 +185,17 @@ def _from_masks(
         try:
             mask = MaskFile(pair.mask, 1, options.max_pixels, options.max_bytes, void_first)
             if not look:
-                return facts, mask, ()
-            numbers = mask.stored()
+                return facts, mask, mask.key(), ()
+            numbers, key = mask.stored(), mask.key()
         except DataError as error:
             return Skipped(pair.mask, str(error).removeprefix(f"{pair.mask}: "))
         turn = turn_needed(numbers.shape, facts.stored, facts.orientation)
         if turn is None:
             sizes = [f"{width} x {height}" for height, width in (numbers.shape, facts.stored)]
             return Skipped(pair.mask, f"{sizes[0]} pixels, its image has {sizes[1]}")
-        return facts, replace(mask, turn=turn), tuple(np.flatnonzero(np.bincount(numbers.reshape(-1))).tolist())
+        return facts, replace(mask, turn=turn), key, tuple(np.flatnonzero(np.bincount(numbers.reshape(-1))).tolist())
 
-    found: list[tuple[Pair, Facts, MaskFile, tuple[int, ...]]] = []
+    found: list[tuple[Pair, Facts, MaskFile, bytes, tuple[int, ...]]] = []
     for pair, answer in in_threads(looked, pairs, options.progress):
         if isinstance(answer, Skipped):
             listing.skipped.append(answer)
@@ -208,7 +208,7 @@ def _from_masks(
     turned = 0
     raw = [RawImage(pair.path, pair.relative, pair.part) for pair, *_ in found]
     settled(raw, options)
-    for (pair, facts, mask, values), image in zip(found, raw, strict=True):
+    for (pair, facts, mask, key, values), image in zip(found, raw, strict=True):
         unknown = [value for value in values if value != void and not 0 <= value < len(names)]
         if unknown:
             reason = f"value {unknown[0]} is neither a class (0 to {len(names) - 1}) nor void ({void})"
@@ -218,7 +218,7 @@ def _from_masks(
         labels = tuple(value for value in values if value != void)
         size = upright_size(facts.stored, facts.orientation)
         sample = SegmentationSample(pair.path, size, mask, void, labels)
-        samples.append(Usable(sample, pair.relative, image.part, mask.key()))
+        samples.append(Usable(sample, pair.relative, image.part, key))
     return build_segmentation(listing, str(source), options, names, samples, void, turned)
 
 
