@@ -35,6 +35,68 @@ def test_classes_are_numbers_where_nobody_named_them(tmp_path):
     assert len(read_segmentation(root).classes) == 12
 
 
+def test_masks_of_0_and_255_are_background_and_foreground(tmp_path):
+    """The commonest masks of two classes; 255 as void would leave a single class, with nothing to learn."""
+    root = masks(tmp_path, {"train": [striped(0, 255), striped(0, 0)], "val": [striped(255, 255)]})
+    index = read_segmentation(root)
+    assert (index.classes, index.void) == (["background", "foreground"], 255)
+    assert index.class_counts() == {"background": (2, 0), "foreground": (1, 1)}
+    np.testing.assert_array_equal(index.train[0].mask.read(), striped(0, 1))
+    assert index.notes == ["the masks hold 0 and 255 alone: 255 is read as class 1, 'foreground', not as void"]
+    again = read_segmentation(root, classes=index.classes, verify=False)
+    assert (again.fingerprint, again.train[0].mask) == (index.fingerprint, index.train[0].mask)
+    (root / "classes.txt").write_text("ground\nroof\n")
+    assert read_segmentation(root).classes == ["ground", "roof"]
+    Image.fromarray(striped(0, 1)).save(root / "train" / "masks" / "1.png")
+    index = read_segmentation(root)  # where another number says what 255 is, nothing is guessed
+    assert [sample.labels for sample in index.train] == [(0,), (0, 1)]
+
+
+def test_masks_of_a_single_class_are_refused(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 255)], "val": [striped(0, 0)]})
+    with pytest.raises(DataError, match=r"is of class '0' or of none \(255\); save a number of its own for each class"):
+        read_segmentation(root, void=255)
+    (root / "classes.txt").write_text("road\ntree\nsky\n")
+    with pytest.raises(DataError, match=r"is of class 'road' or of none \(255\)"):
+        read_segmentation(root)
+    assert read_segmentation(root, classes=["road", "tree", "sky"]).classes  # to measure a model on it
+    for part in ("train", "val"):
+        Image.fromarray(striped(255, 255)).save(root / part / "masks" / "0.png")
+    with pytest.raises(DataError, match=r"every pixel of its masks is of no class \(255\)"):
+        read_segmentation(root)
+
+
+def test_the_largest_number_of_16_bits_belongs_to_no_class(tmp_path):
+    deep = striped(0, 1, 2, 255).astype(np.uint16)
+    deep[deep == 255] = 65_535
+    root = masks(tmp_path, {"train": [deep], "val": [striped(0, 1)]})
+    for options in ({}, {"void": 9}):
+        index = read_segmentation(root, **options)
+        assert (index.classes[:3], index.train[0].labels) == (["0", "1", "2"], (0, 1, 2))
+        assert index.train[0].mask.read()[-1, 0] == index.void == options.get("void", 255)
+    (root / "classes.txt").write_text("".join(f"{number}\n" for number in range(300)))
+    Image.fromarray(striped(0, 255)).save(root / "val" / "masks" / "0.png")
+    index = read_segmentation(root)  # so many classes that 255 is one of them
+    assert (index.void, index.train[0].mask.read()[-1, 0], index.val[0].labels) == (65_535, 65_535, (0, 255))
+
+
+def test_numbers_that_are_no_classes_need_names(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 128)], "val": [striped(0, 128)]})
+    with pytest.raises(DataError, match=r"its masks hold 2 numbers up to 128; save class numbers from 0 on"):
+        read_segmentation(root)
+    Image.fromarray(np.arange(255, dtype=np.uint8).reshape(5, 51)).save(root / "train" / "masks" / "0.png")
+    jpeg(root / "train" / "images" / "0.jpg", 5, 51)
+    with pytest.raises(DataError, match="its masks hold 255 numbers up to 254"):
+        read_segmentation(root)
+
+
+def test_classes_without_a_training_pixel_are_named(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 2)], "val": [striped(0, 1)]})
+    (root / "classes.txt").write_text("road\ntree\nsky\n")
+    assert read_segmentation(root).notes == ["1 of 3 classes have no training pixel: 'tree'"]
+    assert not read_segmentation(root, verify=False).notes  # nobody has looked
+
+
 def test_a_last_class_called_void_is_void(tmp_path):
     root = masks(tmp_path, {"train": [striped(0, 2)], "val": [striped(0, 1)]})
     (root / "classes.txt").write_text("road\ntree\nVoid\n")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +19,9 @@ SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 """Files that keep class numbers as they are; JPEG would change them."""
 MOST_CLASSES = 65_536
 """A mask of 16 bits has no more numbers."""
+DEEP_NO_CLASS = 65_535
+"""The largest number of 16 bits belongs to no class, as ``NO_CLASS`` does, the largest of 8 bits."""
+Numbering: TypeAlias = Literal["plain", "void first", "0 and 255"]
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 _SCALED = {2: 85, 4: 17}
 """Pillow stretches gray values of so many bits to 0..255, by these factors."""
@@ -32,19 +36,27 @@ class MaskFile:
         path: of the mask.
         turn: EXIF orientation of the image by which the mask becomes upright (see ``orientation``).
         max_pixels, max_bytes: refuse larger ones.
-        void_first: 0 in the file belongs to no class, and 1 is the first class (ADE20K): it is read as 255, and 0.
+        numbering: what the numbers in the file mean. With 'void first', 0 belongs to no class, and 1 is the first class
+            (ADE20K); with '0 and 255', any number but 0 is class 1 (a mask in black and white).
+        void: the number that pixels of no class get.
     """
 
     path: Path
     turn: int = 1
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
-    void_first: bool = False
+    numbering: Numbering = "plain"
+    void: int = NO_CLASS
 
     def stored(self) -> ClassMap:
         """The class numbers (H, W) as the image is stored. DataError where ``read_mask`` refuses it."""
         numbers = read_mask(self.path, self.max_pixels, self.max_bytes)
-        return np.where(numbers == 0, np.int32(NO_CLASS), numbers - 1) if self.void_first else numbers
+        void = np.int32(self.void)
+        if self.numbering == "0 and 255":
+            return np.minimum(numbers, 1)
+        if self.numbering == "void first":
+            return np.where((numbers == 0) | (numbers == DEEP_NO_CLASS), void, numbers - 1)
+        return np.where(numbers == DEEP_NO_CLASS, void, numbers)
 
     def read(self) -> ClassMap:
         """The class numbers (H, W) of the upright image. DataError where ``read_mask`` refuses it."""
@@ -57,7 +69,7 @@ class MaskFile:
             DataError: the file cannot be read, or is larger than the limit.
         """
         content = sha256(read_bytes(self.path, self.max_bytes)).digest()
-        return content + (b" void first" if self.void_first else b"")
+        return content + (b" void first" if self.numbering == "void first" else b"")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,33 +6,27 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmtvision.data.annotations.build import (
     BuildOptions,
-    Facts,
     Progress,
     Usable,
     build_detection,
     build_segmentation,
-    image_facts,
-    in_threads,
-    settled,
+    lacking_note,
 )
 from cmtvision.data.annotations.coco import coco_files, list_coco
 from cmtvision.data.annotations.limits import MAX_JSON_BYTES
-from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, MaskFile
+from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask
+from cmtvision.data.annotations.mask_index import index_of_masks
 from cmtvision.data.annotations.masks import (
-    VOID_NAMES,
-    Pair,
     is_voc_masks,
     list_masks,
     list_voc_masks,
     mask_folders,
 )
-from cmtvision.data.annotations.orientation import turn_needed, upright_size
-from cmtvision.data.annotations.raw import RawImage, RawListing
+from cmtvision.data.annotations.raw import RawListing
 from cmtvision.data.annotations.samples import (
+    BACKGROUND,
     NO_CLASS,
     DetectionIndex,
     DetectionSample,
@@ -42,7 +36,6 @@ from cmtvision.data.annotations.samples import (
 from cmtvision.data.annotations.voc import is_voc, list_voc
 from cmtvision.data.annotations.yolo import list_yolo, yolo_folders
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS
-from cmtvision.data.listing.index import Skipped
 from cmtvision.errors import DataError
 
 DETECTION_FORMATS = (
@@ -53,7 +46,6 @@ SEGMENTATION_FORMATS = (
     "images with masks of the same names (train/images and train/masks, or images/ and masks/), Pascal VOC "
     "(JPEGImages/ and SegmentationClass/), or COCO (annotations/instances_train.json beside train/)"
 )
-BACKGROUND = "background"
 
 
 def read_detection(
@@ -86,7 +78,8 @@ def read_detection(
     """
     source = _source(path, DETECTION_FORMATS)
     options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
-    return build_detection(_detection_listing(source, max_json_bytes), str(source), options)
+    index = build_detection(_detection_listing(source, max_json_bytes), str(source), options)
+    return replace(index, notes=[*index.notes, *lacking_note(index, "box")])
 
 
 def read_segmentation(
@@ -112,14 +105,15 @@ def read_segmentation(
             the numbers up to the largest in the masks.
         void: the number of pixels that belong to no class; by default that of the class named void, ignore or
             unlabelled in classes.txt, which must be the last, or the first (0, as in ADE20K: class 1 of the files is
-            class 0 then), else 255.
+            class 0 then), else 255 and, of 16 bits, 65535. Where masks hold 0 and 255 alone and at most two classes are
+            named, 255 is class 1.
         verify: decode every image and every mask; without it a mask of other classes is met only when it is used.
         max_pixels, max_bytes: larger images and masks are skipped by name.
         max_json_bytes: refuse a larger COCO file.
         progress: called as progress(done, total) while images are read.
 
     Raises:
-        DataError: no such folder, another format, no usable image, classes that contradict themselves.
+        DataError: no such folder, another format, no usable image, classes that contradict themselves, a single class.
     """
     source = _source(path, SEGMENTATION_FORMATS)
     if void is not None and not 0 <= void < MOST_CLASSES:
@@ -127,9 +121,9 @@ def read_segmentation(
     options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
     folders = mask_folders(source) if source.is_dir() else []
     if folders:
-        return _from_masks(source, *list_masks(source, folders), options, void)
+        return index_of_masks(source, *list_masks(source, folders), options, void)
     if source.is_dir() and is_voc_masks(source):
-        return _from_masks(source, *list_voc_masks(source), options, void)
+        return index_of_masks(source, *list_voc_masks(source), options, void)
     files = coco_files(source)
     if not files:
         raise DataError(f"{source}: no annotated images recognised; expected {SEGMENTATION_FORMATS}")
@@ -169,91 +163,6 @@ def _options(
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction: got {val_fraction}, expected a share in [0, 1)")
     return BuildOptions(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
-
-
-def _from_masks(
-    source: Path, listing: RawListing, pairs: list[Pair], options: BuildOptions, void: int | None
-) -> SegmentationIndex:
-    names, void, void_first = _classes_and_void(source, listing.names, options.classes, void)
-    look = options.verify or names is None
-
-    def looked(pair: Pair) -> tuple[Facts, MaskFile, bytes, tuple[int, ...]] | Skipped:
-        try:
-            facts = image_facts(pair.path, options)
-        except DataError as error:
-            return Skipped(pair.path, str(error))
-        try:
-            mask = MaskFile(pair.mask, 1, options.max_pixels, options.max_bytes, void_first)
-            if not look:
-                return facts, mask, mask.key(), ()
-            numbers, key = mask.stored(), mask.key()
-        except DataError as error:
-            return Skipped(pair.mask, str(error).removeprefix(f"{pair.mask}: "))
-        turn = turn_needed(numbers.shape, facts.stored, facts.orientation)
-        if turn is None:
-            sizes = [f"{width} x {height}" for height, width in (numbers.shape, facts.stored)]
-            return Skipped(pair.mask, f"{sizes[0]} pixels, its image has {sizes[1]}")
-        return facts, replace(mask, turn=turn), key, tuple(np.flatnonzero(np.bincount(numbers.reshape(-1))).tolist())
-
-    found: list[tuple[Pair, Facts, MaskFile, bytes, tuple[int, ...]]] = []
-    for pair, answer in in_threads(looked, pairs, options.progress):
-        if isinstance(answer, Skipped):
-            listing.skipped.append(answer)
-        else:
-            found.append((pair, *answer))
-    if names is None:
-        largest = max((value for *_, values in found for value in values if value != void), default=-1)
-        names = [str(value) for value in range(largest + 1)]
-    samples: list[Usable[SegmentationSample]] = []
-    turned = 0
-    raw = [RawImage(pair.path, pair.relative, pair.part) for pair, *_ in found]
-    settled(raw, options)
-    for (pair, facts, mask, key, values), image in zip(found, raw, strict=True):
-        unknown = [value for value in values if value != void and not 0 <= value < len(names)]
-        if unknown:
-            reason = f"value {unknown[0]} is neither a class (0 to {len(names) - 1}) nor void ({void})"
-            listing.skipped.append(Skipped(pair.mask, reason))
-            continue
-        turned += mask.turn != 1
-        labels = tuple(value for value in values if value != void)
-        size = upright_size(facts.stored, facts.orientation)
-        sample = SegmentationSample(pair.path, size, mask, void, labels)
-        samples.append(Usable(sample, pair.relative, image.part, key))
-    return build_segmentation(listing, str(source), options, names, samples, void, turned)
-
-
-def _classes_and_void(
-    source: Path, stated: list[str] | None, fixed: Sequence[str] | None, void: int | None
-) -> tuple[list[str] | None, int, bool]:
-    """The names of the classes without void, or None where only the masks tell; the void value; and whether it is 0 in
-    the files, before the first class.
-    """
-    names = list(stated) if stated is not None else None
-    void_first = names is not None and names[0].lower() in VOID_NAMES and void in (None, 0)
-    if names is not None and void_first:
-        names.pop(0)
-        void = None
-    if names is not None:
-        places = [place for place, name in enumerate(names) if name.lower() in VOID_NAMES]
-        if len(places) > 1 or (places and places[0] not in (len(names) - 1, void)):
-            raise DataError(
-                f"{source}: classes.txt: {names[places[0]]!r} must be the first or last class, and the only such one"
-            )
-        if places:
-            if void not in (None, places[0]):
-                raise DataError(f"{source}: void is {void}, but classes.txt names {names[places[0]]!r} as {places[0]}")
-            void = places[0]
-            names.pop()
-    void = NO_CLASS if void is None else void
-    if names is not None and void < len(names):
-        raise DataError(f"{source}: void is {void}, which is class {names[void]!r}; give a number without a class")
-    if fixed is not None:
-        if names is not None and names != list(fixed):
-            raise DataError(
-                f"{source}: its classes ({', '.join(names[:5])}, ...) are not the model's ({', '.join(fixed[:5])}, ...)"
-            )
-        names = list(fixed)
-    return names, void, void_first
 
 
 def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, void: int) -> SegmentationIndex:
