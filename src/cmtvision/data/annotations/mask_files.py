@@ -79,7 +79,7 @@ class DrawnMask:
     Args:
         size: (height, width) of the upright image.
         outlines: of the objects, the largest first.
-        labels: the class of each; pixels of none are class 0, the background.
+        labels: the class of each, or the number that belongs to no class; other pixels are class 0, the background.
     """
 
     size: tuple[int, int]

@@ -24,6 +24,7 @@ from cmtvision.data.annotations.masks import (
     list_voc_masks,
     mask_folders,
 )
+from cmtvision.data.annotations.outlines import Outline, polygon_points
 from cmtvision.data.annotations.raw import RawListing
 from cmtvision.data.annotations.samples import (
     BACKGROUND,
@@ -79,7 +80,14 @@ def read_detection(
     source = _source(path, DETECTION_FORMATS)
     options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
     index = build_detection(_detection_listing(source, max_json_bytes), str(source), options)
-    return replace(index, notes=[*index.notes, *lacking_note(index, "box")])
+    notes = [*index.notes, *lacking_note(index, "box")]
+    bare, total = _without_outline(index.train)
+    if bare and index.has_masks:
+        notes.append(
+            f"{bare:,} of {total:,} training objects have no outline; a Mask R-CNN leaves them out, boxes too, and learns "
+            "that nothing is there"
+        )
+    return replace(index, notes=notes)
 
 
 def read_segmentation(
@@ -171,27 +179,57 @@ def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, voi
         raise DataError(
             f"{source}: masks drawn from outlines have {BACKGROUND!r} as class 0, the model has {fixed[:1]}"
         )
-    inner: dict[str, Any] = {"classes": None if fixed is None else list(fixed[1:])}
+    used = {one.label for image in listing.images for one in image.objects}
+    ground = sorted(name for name in used if name.lower() == BACKGROUND)  # objects of it are class 0, too
+    inner: dict[str, Any] = {"classes": None if fixed is None else [*fixed[1:], *ground]}
     index = build_detection(listing, str(source), replace(options, **inner))
+    learned = index.train if fixed is None else index.samples
+    if used and not any(sample.has_mask.any() for sample in learned):
+        raise DataError(
+            f"{source}: its objects have boxes but no outlines that masks could be drawn from; cmtvision detect train "
+            "learns from boxes"
+        )
+    classes = [BACKGROUND, *(name for name in index.classes if name.lower() != BACKGROUND)]
+    if len(classes) == 1 and fixed is None:
+        raise DataError(f"{source}: {BACKGROUND!r} is its only category; name the categories of its objects")
+    number = [0 if name.lower() == BACKGROUND else classes.index(name) for name in index.classes]
     parts = {
         sample.path: part for part in ("train", "val", "test") for sample in getattr(index, part)
     }  # settled already, by the objects
     samples = []
     for sample in index.samples:
-        drawn, labels = _drawn(sample)
+        drawn = _drawn(sample, number, void)
+        labels = tuple(sorted({0, *drawn.labels} - {void}))
         one = SegmentationSample(sample.path, sample.size, drawn, void, labels)
         samples.append(Usable(one, index.relative(sample.path), parts[sample.path], drawn.key()))
-    built = build_segmentation(
-        listing, str(source), replace(options, val_fraction=0.0), [BACKGROUND, *index.classes], samples, void, 0
-    )
-    return replace(built, split_source=index.split_source, notes=index.notes)
+    built = build_segmentation(listing, str(source), replace(options, val_fraction=0.0), classes, samples, void, 0)
+    notes = [*index.notes, *lacking_note(built, "pixel")]
+    bare, total = _without_outline(index.samples)
+    if bare:
+        notes.append(f"{bare:,} of {total:,} objects have no outline; the pixels in their boxes belong to no class")
+    return replace(built, split_source=index.split_source, notes=notes)
 
 
-def _drawn(sample: DetectionSample) -> tuple[DrawnMask, tuple[int, ...]]:
-    """The mask of an image's outlines, the largest first, and its classes; groups (crowd) are drawn as well."""
-    order = sorted(range(len(sample.outlines)), key=lambda place: -float(sample.area[place]))
-    outlined = [(outline, int(sample.labels[place]) + 1) for place in order
-                if (outline := sample.outlines[place]) is not None]  # fmt: skip
-    labels = tuple(label for _, label in outlined)
-    drawn = DrawnMask(sample.size, tuple(outline for outline, _ in outlined), labels)
-    return drawn, tuple(sorted({0, *labels}))
+def _drawn(sample: DetectionSample, number: Sequence[int], void: int) -> DrawnMask:
+    """The mask of an image's outlines, the largest first; groups (crowd) are drawn as well.
+
+    Where an object has no outline, nobody knows which pixels of its box are its own, so they belong to no class.
+    """
+    order = sorted(range(len(sample.boxes)), key=lambda place: -float(sample.area[place]))
+    outlines, labels = [], []
+    for place in order:
+        outline = sample.outlines[place] if sample.outlines else None
+        outlines.append(outline or _box_outline(sample, place))
+        labels.append(void if outline is None else number[int(sample.labels[place])])
+    return DrawnMask(sample.size, tuple(outlines), tuple(labels))
+
+
+def _box_outline(sample: DetectionSample, place: int) -> Outline:
+    x0, y0, x1, y1 = sample.boxes[place].tolist()
+    return Outline(*sample.size, (polygon_points([x0, y0, x1, y0, x1, y1, x0, y1]),))
+
+
+def _without_outline(samples: Sequence[DetectionSample]) -> tuple[int, int]:
+    """How many objects have no outline, and how many objects there are; groups (crowd) are not counted."""
+    bare = sum(int((~sample.has_mask & ~sample.crowd).sum()) for sample in samples)
+    return bare, sum(int((~sample.crowd).sum()) for sample in samples)
