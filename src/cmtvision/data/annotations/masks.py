@@ -13,7 +13,7 @@ from pathlib import Path
 from cmtvision.data.annotations.limits import name_below, read_text
 from cmtvision.data.annotations.mask_files import SUFFIXES
 from cmtvision.data.annotations.raw import RawListing
-from cmtvision.data.annotations.voc import IMAGES, image_sets
+from cmtvision.data.annotations.voc import IMAGES, SETS, image_sets
 from cmtvision.data.listing.class_folders import images_below
 from cmtvision.data.listing.index import Skipped
 from cmtvision.data.listing.splits import long_name, part_named, parts_of
@@ -94,7 +94,10 @@ def list_voc_masks(source: Path) -> tuple[RawListing, list[Pair]]:
     images = {file.stem: file for file in images_below(source / IMAGES)}
     masks = {file.stem: file for file in _mask_files(source / VOC_MASKS)}
     pairs = []
-    for name, part in (image_sets(source, "Segmentation", listing) or dict.fromkeys(sorted(masks))).items():
+    parts = image_sets(source, "Segmentation", listing) or dict.fromkeys(sorted(masks))
+    for name in sorted(masks.keys() - parts.keys()):
+        listing.skipped.append(Skipped(masks[name], f"in none of the lists in {SETS}/Segmentation"))
+    for name, part in parts.items():
         if name not in masks or name not in images:
             missing = source / (VOC_MASKS if name in images else IMAGES) / name
             listing.skipped.append(Skipped(missing, "no such file"))
