@@ -45,6 +45,8 @@ def test_masks_of_0_and_255_are_background_and_foreground(tmp_path):
     assert index.notes == ["the masks hold 0 and 255 alone: 255 is read as class 1, 'foreground', not as void"]
     again = read_segmentation(root, classes=index.classes, verify=False)
     assert (again.fingerprint, again.train[0].mask) == (index.fingerprint, index.train[0].mask)
+    white = masks(tmp_path / "white", {"test": [striped(255, 255)]})  # to measure that model on
+    assert read_segmentation(white, val_fraction=0.0, classes=index.classes).test[0].labels == (1,)
     (root / "classes.txt").write_text("ground\nroof\n")
     assert read_segmentation(root).classes == ["ground", "roof"]
     Image.fromarray(striped(0, 1)).save(root / "train" / "masks" / "1.png")
@@ -173,6 +175,24 @@ def test_masks_that_do_not_fit_are_skipped_by_name(tmp_path):
     assert reasons["4.jpg"] == "no mask of this name in masks/"
     assert "a mask of colours" in reasons["5.png"]
     assert reasons["stray.png"] == "no image of this name in images/"
+
+
+@pytest.mark.parametrize(
+    "folders", [("images", "masks"), ("train/images", "train/masks"), ("JPEGImages", "SegmentationClass")]
+)
+def test_jpeg_is_no_format_of_masks(tmp_path, folders):
+    for folder in folders:
+        for number in range(2):
+            jpeg(tmp_path / folder / f"{number}.jpg", 20, 30)
+    with pytest.raises(
+        DataError, match=r"0\.jpg: a mask that is a JPEG, which changes class numbers; save masks as PNG"
+    ):
+        read_segmentation(tmp_path)
+    Image.fromarray(striped(0, 1)).save(tmp_path / folders[1] / "1.png")
+    if folders[0] != "JPEGImages":
+        index = read_segmentation(tmp_path, val_fraction=0.0)
+        reason = "its mask is a JPEG, which changes class numbers; save masks as PNG"
+        assert [(item.path.name, item.reason) for item in index.skipped] == [("0.jpg", reason)]
 
 
 def test_nothing_usable_is_refused(tmp_path):

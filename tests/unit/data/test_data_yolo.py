@@ -108,9 +108,15 @@ def test_keypoints_are_no_outline(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images/train\nval: images/val\n", "val is 'images/val', which is not in .* training images are held out"),
+        (
+            "train: images/train\nval: images/val\n",
+            "val is 'images/val', which is not in .* training images are held out",
+        ),
         ("train: images/train\nvalid: ../valid/images\n", "valid is '../valid/images', which is not in"),
-        ("train: [images/train, images/more]\n", r"train is 'images/more', which is not in .*; put it there, or take it"),
+        (
+            "train: [images/train, images/more]\n",
+            r"train is 'images/more', which is not in .*; put it there, or take it",
+        ),
         ("path: /content/drive\ntrain: images/train\nval: images/val\n", "val is 'images/val'"),
     ],
 )

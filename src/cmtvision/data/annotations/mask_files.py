@@ -17,6 +17,7 @@ from cmtvision.errors import DataError
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 """Files that keep class numbers as they are; JPEG would change them."""
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 MOST_CLASSES = 65_536
 """A mask of 16 bits has no more numbers."""
 DEEP_NO_CLASS = 65_535
@@ -118,19 +119,7 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
                     "(data.max_pixels)"
                 )
             picture.load()
-            bits = _bits(path, picture)
-            if picture.mode == "F":
-                raise DataError(f"{path}: a mask of decimal numbers (float); save class numbers as an 8- or 16-bit PNG")
-            if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
-                if bits == 16:
-                    raise DataError(f"{path}: a mask of 16-bit colours; save class numbers, as a palette or gray PNG")
-                return _gray(np.asarray(picture.convert("RGB")), path)
-            numbers = np.asarray(picture).astype(np.int64)
-            if picture.mode == "L":
-                numbers //= _SCALED.get(bits, 1)
-            if numbers.size and (numbers.min() < 0 or numbers.max() >= MOST_CLASSES):
-                raise DataError(f"{path}: values from {numbers.min()} to {numbers.max()}, expected class numbers")
-            return numbers.astype(np.int32)
+            return _numbers(picture, path)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -141,6 +130,23 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
         raise DataError(f"{path}: not enough memory to decode it") from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise DataError(f"{path}: damaged mask ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _numbers(picture: Image.Image, path: Path) -> ClassMap:
+    """The numbers in a picture that is loaded."""
+    bits = _bits(path, picture)
+    if picture.mode == "F":
+        raise DataError(f"{path}: a mask of decimal numbers (float); save class numbers as an 8- or 16-bit PNG")
+    if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
+        if bits == 16:
+            raise DataError(f"{path}: a mask of 16-bit colours; save class numbers, as a palette or gray PNG")
+        return _gray(np.asarray(picture.convert("RGB")), path)
+    numbers = np.asarray(picture).astype(np.int64)
+    if picture.mode == "L":
+        numbers //= _SCALED.get(bits, 1)
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= MOST_CLASSES):
+        raise DataError(f"{path}: values from {numbers.min()} to {numbers.max()}, expected class numbers")
+    return numbers.astype(np.int32)
 
 
 def _bits(path: Path, picture: Image.Image) -> int:

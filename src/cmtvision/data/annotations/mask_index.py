@@ -67,7 +67,7 @@ def index_of_masks(
         else:
             found.append((pair, *answer))
     every = {value for *_, values in found for value in values}
-    black_and_white = unclear and every == {0, NO_CLASS}
+    black_and_white = unclear and NO_CLASS in every and every <= {0, NO_CLASS}
     if black_and_white:
         names = list(names or BLACK_AND_WHITE)
         listing.notes.append(f"the masks hold 0 and 255 alone: 255 is read as class 1, {names[1]!r}, not as void")
@@ -96,12 +96,12 @@ def index_of_masks(
 
 
 def _unnamed(source: Path, numbers: set[int]) -> list[str]:
-    """The numbers as the names of classes, up to the largest, unless they look like something else: gray levels, ids."""
+    """The numbers up to the largest as the names of classes, unless they look like gray levels or ids."""
     count = max(numbers, default=-1) + 1
     if count > min(_MOST_UNNAMED, _FEW + _GAPS * len(numbers)):
         raise DataError(
-            f"{source}: its masks hold {len(numbers):,} numbers up to {count - 1:,}; save class numbers from 0 on without "
-            "gaps, or name a class for each number in classes.txt"
+            f"{source}: its masks hold {len(numbers):,} numbers up to {count - 1:,}; save class numbers from 0 on "
+            "without gaps, or name a class for each number in classes.txt"
         )
     return [str(value) for value in range(count)]
 
@@ -113,7 +113,8 @@ def _refuse_one_class(source: Path, names: list[str], samples: list[Usable[Segme
         return
     what = f"of class {names[seen.pop()]!r} or of none ({void})" if seen else f"of no class ({void})"
     raise DataError(
-        f"{source}: every pixel of its masks is {what}; save a number of its own for each class, e.g. 1 for the foreground"
+        f"{source}: every pixel of its masks is {what}; save a number of its own for each class, e.g. 1 for the "
+        "foreground"
     )
 
 

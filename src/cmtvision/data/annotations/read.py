@@ -23,6 +23,7 @@ from cmtvision.data.annotations.masks import (
     list_masks,
     list_voc_masks,
     mask_folders,
+    refuse_jpeg,
 )
 from cmtvision.data.annotations.outlines import Outline, polygon_points
 from cmtvision.data.annotations.raw import RawListing
@@ -84,8 +85,8 @@ def read_detection(
     bare, total = _without_outline(index.train)
     if bare and index.has_masks:
         notes.append(
-            f"{bare:,} of {total:,} training objects have no outline; a Mask R-CNN leaves them out, boxes too, and learns "
-            "that nothing is there"
+            f"{bare:,} of {total:,} training objects have no outline; a Mask R-CNN leaves them out, boxes too, and "
+            "learns that nothing is there"
         )
     return replace(index, notes=notes)
 
@@ -134,6 +135,8 @@ def read_segmentation(
         return index_of_masks(source, *list_voc_masks(source), options, void)
     files = coco_files(source)
     if not files:
+        if source.is_dir():
+            refuse_jpeg(source)
         raise DataError(f"{source}: no annotated images recognised; expected {SEGMENTATION_FORMATS}")
     if void == 0:
         raise DataError("void: got 0, which is the background of a mask drawn from outlines; give another number")

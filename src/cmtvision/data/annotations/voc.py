@@ -45,7 +45,9 @@ def list_voc(source: Path) -> RawListing:
     annotated = {file.stem: file for file in sorted((source / ANNOTATIONS).glob("*.xml"))}
     parts = image_sets(source, "Main", listing) or dict.fromkeys(annotated)
     for name in sorted((files.keys() | annotated.keys()) - parts.keys()):
-        reason = f"in none of the lists in {SETS}/Main" if name in annotated else f"no annotation file in {ANNOTATIONS}/"
+        reason = (
+            f"in none of the lists in {SETS}/Main" if name in annotated else f"no annotation file in {ANNOTATIONS}/"
+        )
         listing.skipped.append(Skipped(files.get(name, annotated.get(name, folder)), reason))
     for name, part in parts.items():
         if name not in annotated:

@@ -111,7 +111,7 @@ def _read_objects(file: Path, image: RawImage, listing: RawListing, numbers: set
         label = _class_of(cells[0], listing.names, where)
         numbers.add(label)
         name = str(label) if listing.names is None else listing.names[label]
-        values = [_share(cell, where) for cell in cells[1:5 if pose else None]]
+        values = [_share(cell, where) for cell in cells[1 : 5 if pose else None]]
         if len(values) > 2 * MAX_POINTS:
             raise DataError(f"{where}: an outline of more than {MAX_POINTS:,} points")
         if (len(values) != 4 and len(values) % 2) or not values:
@@ -213,9 +213,10 @@ def _stated_folders(file: Path, content: dict[str, Any]) -> dict[Path, str | Non
         raise DataError(f"{file}: no folder of images beside it by the names train, val and test{what}")
     for key, value in missing:
         if key != "test":
+            instead = "" if key == "train" else ", and some of the training images are held out"
             raise DataError(
-                f"{file}: {key} is {shown(value)}, which is not in {file.parent}; put it there, or take it out of {file.name}"
-                f"{'' if key == 'train' else ', and some of the training images are held out'}"
+                f"{file}: {key} is {shown(value)}, which is not in {file.parent}; put it there, or take it out of "
+                f"{file.name}{instead}"
             )
     return found | {file.parent.joinpath(*_below(value)): "test" for _, value in missing}
 
