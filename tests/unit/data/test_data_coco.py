@@ -324,6 +324,12 @@ def test_semantic_masks_are_drawn_from_outlines_the_small_on_the_large(tmp_path)
     assert [sample.labels for sample in index.train] == [(0, 1, 2), (0,)]
     with pytest.raises(DataError, match="background"):
         read_segmentation(root, void=0)
+    with pytest.raises(DataError, match="void: got 2, which is class 'dog'"):
+        read_segmentation(root, void=2)
+    many = [{"id": number, "name": str(number)} for number in range(300)]  # as LVIS has them: 255 is a class
+    coco(tmp_path, [box(category=254, segmentation=SQUARE)], categories=many)
+    index = read_segmentation(tmp_path, val_fraction=0.0)
+    assert (index.void, index.train[0].labels) == (65_535, (0, 255))
 
 
 def test_masks_are_not_drawn_from_boxes(tmp_path):

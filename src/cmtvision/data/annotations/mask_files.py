@@ -100,6 +100,11 @@ class DrawnMask:
         return b"|".join(f"{label} ".encode() + outline.key() for outline, label in pairs)
 
 
+def no_class(num_classes: int) -> int:
+    """The number of pixels that belong to no class, unless the data states another: 255 where that is no class."""
+    return NO_CLASS if num_classes <= NO_CLASS else DEEP_NO_CLASS
+
+
 def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> ClassMap:
     """The class numbers (H, W) int32 of a mask file, as stored.
 

@@ -15,7 +15,7 @@ from cmtvision.data.annotations.build import (
     in_threads,
     settled,
 )
-from cmtvision.data.annotations.mask_files import DEEP_NO_CLASS, MaskFile, Numbering
+from cmtvision.data.annotations.mask_files import MaskFile, Numbering, no_class
 from cmtvision.data.annotations.masks import VOID_NAMES, Pair
 from cmtvision.data.annotations.orientation import turn_needed, upright_size
 from cmtvision.data.annotations.raw import RawImage, RawListing
@@ -141,7 +141,7 @@ def _classes_and_void(
             void = places[0]
             names.pop()
     if void is None:
-        void = NO_CLASS if names is None or len(names) <= NO_CLASS else DEEP_NO_CLASS
+        void = no_class(len(names or ()))
     if names is not None and void < len(names):
         raise DataError(f"{source}: void is {void}, which is class {names[void]!r}; give a number without a class")
     if fixed is not None:

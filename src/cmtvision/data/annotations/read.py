@@ -16,7 +16,7 @@ from cmtvision.data.annotations.build import (
 )
 from cmtvision.data.annotations.coco import coco_files, list_coco
 from cmtvision.data.annotations.limits import MAX_JSON_BYTES
-from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask
+from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, no_class
 from cmtvision.data.annotations.mask_index import index_of_masks
 from cmtvision.data.annotations.masks import (
     is_voc_masks,
@@ -29,7 +29,6 @@ from cmtvision.data.annotations.outlines import Outline, polygon_points
 from cmtvision.data.annotations.raw import RawListing
 from cmtvision.data.annotations.samples import (
     BACKGROUND,
-    NO_CLASS,
     DetectionIndex,
     DetectionSample,
     SegmentationIndex,
@@ -140,7 +139,7 @@ def read_segmentation(
         raise DataError(f"{source}: no annotated images recognised; expected {SEGMENTATION_FORMATS}")
     if void == 0:
         raise DataError("void: got 0, which is the background of a mask drawn from outlines; give another number")
-    return _from_outlines(source, list_coco(source, files, max_json_bytes), options, NO_CLASS if void is None else void)
+    return _from_outlines(source, list_coco(source, files, max_json_bytes), options, void)
 
 
 def _detection_listing(source: Path, max_json_bytes: int) -> RawListing:
@@ -176,7 +175,7 @@ def _options(
     return BuildOptions(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
 
 
-def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, void: int) -> SegmentationIndex:
+def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, stated: int | None) -> SegmentationIndex:
     fixed = options.classes
     if fixed is not None and (not fixed or fixed[0] != BACKGROUND):
         raise DataError(
@@ -195,6 +194,9 @@ def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, voi
     classes = [BACKGROUND, *(name for name in index.classes if name.lower() != BACKGROUND)]
     if len(classes) == 1 and fixed is None:
         raise DataError(f"{source}: {BACKGROUND!r} is its only category; name the categories of its objects")
+    void = no_class(len(classes)) if stated is None else stated
+    if void < len(classes):
+        raise DataError(f"void: got {void}, which is class {classes[void]!r}; give a number without a class")
     number = [0 if name.lower() == BACKGROUND else classes.index(name) for name in index.classes]
     parts = {
         sample.path: part for part in ("train", "val", "test") for sample in getattr(index, part)
