@@ -324,3 +324,48 @@ def test_semantic_masks_are_drawn_from_outlines_the_small_on_the_large(tmp_path)
     assert [sample.labels for sample in index.train] == [(0, 1, 2), (0,)]
     with pytest.raises(DataError, match="background"):
         read_segmentation(root, void=0)
+    with pytest.raises(DataError, match="void: got 2, which is class 'dog'"):
+        read_segmentation(root, void=2)
+    many = [{"id": number, "name": str(number)} for number in range(300)]  # as LVIS has them: 255 is a class
+    coco(tmp_path, [box(category=254, segmentation=SQUARE)], categories=many)
+    index = read_segmentation(tmp_path, val_fraction=0.0)
+    assert (index.void, index.train[0].labels) == (65_535, (0, 255))
+
+
+def test_masks_are_not_drawn_from_boxes(tmp_path):
+    root = coco(tmp_path, [box(), box(image=2, segmentation=[[1, 1, 9, 9]])])
+    for options in ({}, {"classes": ["background", "cat", "dog"]}):
+        with pytest.raises(DataError, match=r"have boxes but no outlines .*; cmtvision detect train learns from boxes"):
+            read_segmentation(root, val_fraction=0.0, **options)
+
+
+def test_the_box_of_an_object_without_an_outline_belongs_to_no_class(tmp_path):
+    """It would else teach that the object is background; a smaller object in the box is known all the same."""
+    inner = [[12, 12, 16, 12, 16, 16, 12, 16]]
+    objects = [
+        box(bbox=(10, 10, 20, 20)),
+        box(category=7, bbox=(12, 12, 4, 4), segmentation=inner),
+        box(image=2, bbox=(0, 0, 9, 9)),
+    ]
+    index = read_segmentation(coco(tmp_path, objects), val_fraction=0.0)
+    mask = index.train[0].mask.read()
+    assert {value: int((mask == value).sum()) for value in (0, 2, 255)} == {0: 2000, 2: 16, 255: 384}
+    assert [sample.labels for sample in index.train] == [(0, 2), (0,)]
+    assert "1 of 3 classes have no training pixel: 'cat'" in index.notes
+    assert "2 of 3 objects have no outline; the pixels in their boxes belong to no class" in index.notes
+    assert any("2 of 3 training objects have no outline; a Mask R-CNN leaves" in note for note in read(tmp_path).notes)
+
+
+def test_objects_of_a_category_called_background_are_class_0(tmp_path):
+    categories = [{"id": 0, "name": "Background"}, {"id": 1, "name": "cat"}]
+    hole = [[12, 12, 20, 12, 20, 20, 12, 20]]
+    objects = [box(segmentation=SQUARE, bbox=(10, 10, 20, 20)), box(category=0, segmentation=hole, bbox=(12, 12, 8, 8))]
+    root = coco(tmp_path, objects, categories=categories)
+    index = read_segmentation(root, val_fraction=0.0)
+    assert index.classes == ["background", "cat"]
+    assert np.bincount(index.train[0].mask.read().reshape(-1)).tolist() == [2400 - 400 + 64, 400 - 64]
+    again = read_segmentation(root, val_fraction=0.0, classes=index.classes)
+    assert (again.fingerprint, again.classes) == (index.fingerprint, index.classes)
+    coco(tmp_path, objects[1:], categories=categories[:1])
+    with pytest.raises(DataError, match="'background' is its only category"):
+        read_segmentation(root)

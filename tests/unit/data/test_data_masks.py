@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from annotated_files import ROTATED, jpeg, masks
@@ -30,6 +33,70 @@ def test_classes_are_numbers_where_nobody_named_them(tmp_path):
     assert read_segmentation(root, void=11).classes == ["0", "1", "2", "3"]
     assert read_segmentation(root, void=11, verify=False).classes == ["0", "1", "2", "3"]
     assert len(read_segmentation(root).classes) == 12
+
+
+def test_masks_of_0_and_255_are_background_and_foreground(tmp_path):
+    """The commonest masks of two classes; 255 as void would leave a single class, with nothing to learn."""
+    root = masks(tmp_path, {"train": [striped(0, 255), striped(0, 0)], "val": [striped(255, 255)]})
+    index = read_segmentation(root)
+    assert (index.classes, index.void) == (["background", "foreground"], 255)
+    assert index.class_counts() == {"background": (2, 0), "foreground": (1, 1)}
+    np.testing.assert_array_equal(index.train[0].mask.read(), striped(0, 1))
+    assert index.notes == ["the masks hold 0 and 255 alone: 255 is read as class 1, 'foreground', not as void"]
+    again = read_segmentation(root, classes=index.classes, verify=False)
+    assert (again.fingerprint, again.train[0].mask) == (index.fingerprint, index.train[0].mask)
+    white = masks(tmp_path / "white", {"test": [striped(255, 255)]})  # to measure that model on
+    assert read_segmentation(white, val_fraction=0.0, classes=index.classes).test[0].labels == (1,)
+    (root / "classes.txt").write_text("ground\nroof\n")
+    assert read_segmentation(root).classes == ["ground", "roof"]
+    Image.fromarray(striped(0, 1)).save(root / "train" / "masks" / "1.png")
+    index = read_segmentation(root)  # where another number says what 255 is, nothing is guessed
+    assert [sample.labels for sample in index.train] == [(0,), (0, 1)]
+
+
+def test_masks_of_a_single_class_are_refused(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 255)], "val": [striped(0, 0)]})
+    with pytest.raises(DataError, match=r"is of class '0' or of none \(255\); save a number of its own for each class"):
+        read_segmentation(root, void=255)
+    (root / "classes.txt").write_text("road\ntree\nsky\n")
+    with pytest.raises(DataError, match=r"is of class 'road' or of none \(255\)"):
+        read_segmentation(root)
+    assert read_segmentation(root, classes=["road", "tree", "sky"]).classes  # to measure a model on it
+    for part in ("train", "val"):
+        Image.fromarray(striped(255, 255)).save(root / part / "masks" / "0.png")
+    with pytest.raises(DataError, match=r"every pixel of its masks is of no class \(255\)"):
+        read_segmentation(root)
+
+
+def test_the_largest_number_of_16_bits_belongs_to_no_class(tmp_path):
+    deep = striped(0, 1, 2, 255).astype(np.uint16)
+    deep[deep == 255] = 65_535
+    root = masks(tmp_path, {"train": [deep], "val": [striped(0, 1)]})
+    for options in ({}, {"void": 9}):
+        index = read_segmentation(root, **options)
+        assert (index.classes[:3], index.train[0].labels) == (["0", "1", "2"], (0, 1, 2))
+        assert index.train[0].mask.read()[-1, 0] == index.void == options.get("void", 255)
+    (root / "classes.txt").write_text("".join(f"{number}\n" for number in range(300)))
+    Image.fromarray(striped(0, 255)).save(root / "val" / "masks" / "0.png")
+    index = read_segmentation(root)  # so many classes that 255 is one of them
+    assert (index.void, index.train[0].mask.read()[-1, 0], index.val[0].labels) == (65_535, 65_535, (0, 255))
+
+
+def test_numbers_that_are_no_classes_need_names(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 128)], "val": [striped(0, 128)]})
+    with pytest.raises(DataError, match=r"its masks hold 2 numbers up to 128; save class numbers from 0 on"):
+        read_segmentation(root)
+    Image.fromarray(np.arange(255, dtype=np.uint8).reshape(5, 51)).save(root / "train" / "masks" / "0.png")
+    jpeg(root / "train" / "images" / "0.jpg", 5, 51)
+    with pytest.raises(DataError, match="its masks hold 255 numbers up to 254"):
+        read_segmentation(root)
+
+
+def test_classes_without_a_training_pixel_are_named(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 2)], "val": [striped(0, 1)]})
+    (root / "classes.txt").write_text("road\ntree\nsky\n")
+    assert read_segmentation(root).notes == ["1 of 3 classes have no training pixel: 'tree'"]
+    assert not read_segmentation(root, verify=False).notes  # nobody has looked
 
 
 def test_a_last_class_called_void_is_void(tmp_path):
@@ -110,6 +177,24 @@ def test_masks_that_do_not_fit_are_skipped_by_name(tmp_path):
     assert reasons["stray.png"] == "no image of this name in images/"
 
 
+@pytest.mark.parametrize(
+    "folders", [("images", "masks"), ("train/images", "train/masks"), ("JPEGImages", "SegmentationClass")]
+)
+def test_jpeg_is_no_format_of_masks(tmp_path, folders):
+    for folder in folders:
+        for number in range(2):
+            jpeg(tmp_path / folder / f"{number}.jpg", 20, 30)
+    with pytest.raises(
+        DataError, match=r"0\.jpg: a mask that is a JPEG, which changes class numbers; save masks as PNG"
+    ):
+        read_segmentation(tmp_path)
+    Image.fromarray(striped(0, 1)).save(tmp_path / folders[1] / "1.png")
+    if folders[0] != "JPEGImages":
+        index = read_segmentation(tmp_path, val_fraction=0.0)
+        reason = "its mask is a JPEG, which changes class numbers; save masks as PNG"
+        assert [(item.path.name, item.reason) for item in index.skipped] == [("0.jpg", reason)]
+
+
 def test_nothing_usable_is_refused(tmp_path):
     root = masks(tmp_path, {"train": [striped(0, 9)], "val": [striped(0, 1)]})
     (root / "classes.txt").write_text("road\ntree\n")
@@ -136,6 +221,57 @@ def test_the_numbers_of_a_mask_count_whatever_its_mode(tmp_path, mode):
     found = read_mask(tmp_path / "mask.png")
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, numbers)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def gray_png(file, numbers, bits):
+    """A gray PNG of that many bits a value, as no writer of Pillow's makes it."""
+    digits = (numbers[..., None].astype(np.int64) >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(digits.reshape(len(numbers), -1), axis=1)
+    packed = np.concatenate([np.zeros((len(rows), 1), np.uint8), rows], axis=1).tobytes()
+    header = struct.pack(">IIBBBBB", *numbers.shape[::-1], bits, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(packed)), chunk(b"IEND", b"")]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_gray_values_of_any_depth_are_the_numbers_in_the_file(tmp_path, bits):
+    numbers = np.arange(21).reshape(3, 7) * (300 if bits == 16 else 1) % 2**bits
+    gray_png(tmp_path / "mask.png", numbers, bits)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), numbers)
+
+
+def test_a_palette_of_few_colours_is_not_scaled(tmp_path):
+    picture = Image.fromarray(striped(0, 1, 3))
+    picture.putpalette([9, 9, 9, 200, 30, 30, 0, 0, 0, 5, 5, 5])
+    picture.save(tmp_path / "mask.png", bits=2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), striped(0, 1, 3))
+
+
+def test_decimal_numbers_and_deep_colours_are_refused(tmp_path):
+    Image.fromarray(striped(0, 1).astype(np.float32) * 300).save(tmp_path / "mask.tif")
+    with pytest.raises(DataError, match="a mask of decimal numbers"):
+        read_mask(tmp_path / "mask.tif")
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)  # Pillow would drop the lower half of each value
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" + b"\0\3" * 3)), chunk(b"IEND", b"")]
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(DataError, match="a mask of 16-bit colours"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_a_mask_that_is_drawn_again_changes_the_fingerprint(tmp_path):
+    root = masks(tmp_path, {"train": [striped(0, 1, 2, 0)], "val": [striped(0, 1)]})
+    file = root / "train" / "masks" / "0.bmp"
+    file.with_suffix(".png").unlink()
+    prints = []
+    for drawn in (striped(0, 1, 2, 0), striped(0, 2, 1, 0), striped(0, 1, 2, 0)):
+        Image.fromarray(drawn).save(file)  # of the same size in bytes
+        for verify in (True, False):
+            prints.append(read_segmentation(root, verify=verify, classes=["road", "tree", "sky"]).fingerprint)
+    assert prints[0] == prints[1] == prints[4] != prints[2] == prints[3]
 
 
 def test_limits_and_missing_files_of_masks(tmp_path):

@@ -279,7 +279,7 @@ def test_a_csv_may_use_the_usual_column_names_and_full_paths_inside_its_folder(t
     assert index.train == read_dataset(root, val_fraction=0).train
     assert read_dataset(tmp_path / "link/list.csv", val_fraction=0).train == index.train
     (root / "out.csv").write_text(f"path,label\n{tmp_path}/elsewhere/1.png,cat\n")
-    with pytest.raises(DataError, match=r"leads out of .*; put the table into a folder that holds all") as caught:
+    with pytest.raises(DataError, match=r"leads out of .*; keep all its images below that folder") as caught:
         read_dataset(root / "out.csv")
     assert "allow_outside" not in str(caught.value)
     (root / "ours.csv").write_text("image,path,label\nx,cat/000.png,cat\ny,dog/000.png,dog\n")

@@ -30,6 +30,41 @@ def test_the_image_sets_decide_the_parts(tmp_path):
         read_detection(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("sets", "train", "val"),
+    [
+        ({"trainval": "abc", "val": "b"}, "ac", "b"),
+        ({"trainval": "abc", "train": "ac"}, "ac", "b"),
+        ({"trainval": "ab", "test": "c"}, "ab", ""),
+        ({"trainval": "abc", "train": "a", "val": "b"}, "a", "b"),
+        ({"train": ["a.jpg", "c.jpeg 1"], "val": ["b.PNG"]}, "ac", "b"),
+    ],
+)
+def test_trainval_stands_for_the_list_that_is_not_there(tmp_path, sets, train, val):
+    index = read_detection(voc(tmp_path, {name: [("cat", (1, 1, 9, 9))] for name in "abc"}, sets), val_fraction=0.0)
+    assert ["".join(one.path.stem for one in part) for part in (index.train, index.val)] == [train, val]
+    assert len(index.samples) + len(index.skipped) == 3
+
+
+def test_a_part_without_an_image_to_train_on_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"trainval\.txt: names no image to train on"):
+        read_detection(voc(tmp_path, OBJECTS, {"trainval": "a", "val": "a"}))
+
+
+def test_images_without_annotations_and_those_in_no_list_are_named(tmp_path):
+    root = voc(tmp_path, OBJECTS)
+    jpeg(root / "JPEGImages" / "d.jpg", seed=9)
+    assert [(item.path.name, item.reason) for item in read_detection(root).skipped] == [
+        ("d.jpg", "no annotation file in Annotations/")
+    ]
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    assert [(item.path.name, item.reason) for item in read_detection(root).skipped] == [
+        ("c.jpg", "in none of the lists in ImageSets/Main"),
+        ("d.jpg", "no annotation file in Annotations/"),
+    ]
+
+
 def test_what_is_missing_or_of_another_size_is_skipped(tmp_path):
     root = voc(tmp_path, OBJECTS | {"d": [("cat", (1, 1, 5, 5))]}, {"train": ["a", "b", "c", "d", "e"]})
     (root / "JPEGImages" / "d.jpg").unlink()

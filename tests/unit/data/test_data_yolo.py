@@ -67,6 +67,78 @@ def test_images_beside_their_labels_are_read(tmp_path):
     assert read(tmp_path).train[0].boxes.tolist() == [[15, 10, 45, 30]]
 
 
+@pytest.mark.parametrize("layout", ["flat", "images", "images/train", "train/images", "train"])
+@pytest.mark.parametrize("above", ["pics", "images", "images/my"])
+def test_labels_beside_images_are_found_in_any_folder(tmp_path, layout, above):
+    """A folder called images above the data says nothing about where its labels are."""
+    root = tmp_path / above / "data"
+    folder = root if layout == "flat" else root / layout
+    jpeg(folder / "a.jpg")
+    (folder / "a.txt").write_text("0 .5 .5 .5 .5")
+    (folder / "gone.txt").write_text("0 .5 .5 .5 .5")
+    index = read(root)
+    assert index.train[0].boxes.tolist() == [[15, 10, 45, 30]]
+    assert [item.path.name for item in index.skipped] == ["gone.txt"]
+
+
+def test_parts_of_images_beside_their_labels_are_kept(tmp_path):
+    for part in ("train", "valid"):
+        jpeg(tmp_path / part / "a.jpg", seed=len(part))
+        (tmp_path / part / "a.txt").write_text("0 .5 .5 .5 .5")
+    index = read_detection(tmp_path)
+    assert [len(index.train), len(index.val), index.split_source] == [1, 1, "folders"]
+
+
+def test_the_folder_of_images_itself_may_be_given(tmp_path):
+    jpeg(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .5 .5")
+    assert read(tmp_path / "images").train[0].boxes.tolist() == [[15, 10, 45, 30]]
+
+
+def test_keypoints_are_no_outline(tmp_path):
+    root = yolo(tmp_path, {"a": "0 .5 .5 .5 .5 .4 .4 2 .6 .6 0\n0 .5 .5 .2 .2 nan nan 0 .5 .5 2\n"})
+    (root / "data.yaml").write_text("train: images/train\nnames: [person]\nkpt_shape: [2, 3]\n")
+    index = read(root)
+    np.testing.assert_allclose(index.train[0].boxes, [[15, 10, 45, 30], [24, 16, 36, 24]], rtol=1e-6)
+    assert not index.has_masks
+    assert index.notes == ["keypoints (kpt_shape) are left out; boxes alone are read"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "train: images/train\nval: images/val\n",
+            "val is 'images/val', which is not in .* training images are held out",
+        ),
+        ("train: images/train\nvalid: ../valid/images\n", "valid is '../valid/images', which is not in"),
+        (
+            "train: [images/train, images/more]\n",
+            r"train is 'images/more', which is not in .*; put it there, or take it",
+        ),
+        ("path: /content/drive\ntrain: images/train\nval: images/val\n", "val is 'images/val'"),
+    ],
+)
+def test_images_that_data_yaml_names_must_be_there(tmp_path, text, message):
+    root = yolo(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    (root / "data.yaml").write_text(f"{text}names: [cat]\n")
+    with pytest.raises(DataError, match=message):
+        read_detection(root)
+
+
+@pytest.mark.parametrize("path", ["", "path: ../datasets/coco\n", "path: /content/x  # of another machine\n"])
+@pytest.mark.parametrize("test", ["../test/images", "test-dev2017.txt", "[../test/images]"])
+def test_a_test_part_that_was_not_downloaded_is_noted(tmp_path, path, test):
+    root = yolo(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    yolo(root, {"b": "0 .5 .5 .5 .5"}, part="val")
+    (root / "data.yaml").write_text(f"{path}train: ../images/train\nval: ../images/val\ntest: {test}\nnames: [cat]\n")
+    index = read_detection(root)
+    assert [len(index.train), len(index.val), len(index.test)] == [1, 1, 0]
+    assert len(index.notes) == 1
+    assert "the test images that" in index.notes[0]
+
+
 def test_boxes_that_cannot_be_are_left_out_and_named(tmp_path):
     text = "0 .5 .5 .5 .5\n0 .5 .5 .5 .5\n0 nan .5 .5 .5\n0 1.5 .5 .2 .2\n0 .5 .5 0 .2\n0 .9 .5 .4 .2\n0 .1 .1 .2 inf\n"
     index = read(yolo(tmp_path, {"a": text}))
@@ -134,6 +206,20 @@ def test_a_data_yaml_that_cannot_be_is_refused(tmp_path, text, message):
     (root / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=message):
         read(root)
+
+
+def test_lists_of_full_paths_may_be_read_by_any_name_of_their_folder(tmp_path, monkeypatch):
+    root = yolo(tmp_path / "data", {"a": "0 .5 .5 .5 .5"})
+    (root / "train.txt").write_text(f"{root}/images/train/a.jpg\n")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat]\n")
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for source in (root, "data", "link", tmp_path / "link", "data/data.yaml"):
+        index = read(source)
+        assert index.relative(index.train[0].path) == "images/train/a.jpg"
+        assert len(index.train[0].boxes) == 1
+    monkeypatch.chdir(root)
+    assert len(read(".").train[0].boxes) == 1
 
 
 def test_lists_may_not_lead_out_of_the_folder(tmp_path):

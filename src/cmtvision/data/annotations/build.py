@@ -141,7 +141,16 @@ def build_detection(listing: RawListing, source: str, options: BuildOptions) -> 
         raise DataError(
             f"{source}: no box to learn from in {len(learned):,} training images{'; ' + notes if notes else ''}"
         )
-    return replace(index, notes=[*listing.left_out.notes(), *_detection_notes(index, turned)])
+    return replace(index, notes=[*listing.notes, *listing.left_out.notes(), *_detection_notes(index, turned)])
+
+
+def lacking_note(index: AnnotationIndex[Sample], what: str) -> list[str]:
+    """The classes of which there is no box, or no pixel, to learn from, as a note."""
+    lacking = [name for name, (train, _) in index.class_counts().items() if not train]
+    if not lacking or not index.train:
+        return []
+    names = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+    return [f"{len(lacking)} of {len(index.classes)} classes have no training {what}: {names}"]
 
 
 def build_segmentation(
@@ -163,8 +172,9 @@ def build_segmentation(
     index = _index(listing, source, options, classes, samples)
     if not index.train and options.classes is None:
         raise DataError(f"{source}: no image to train on; put images and masks into train/images and train/masks")
-    notes = [*listing.left_out.notes(), *_turned_note(turned, "masks")]
-    return replace(index, notes=notes, void=void)
+    notes = [*listing.notes, *listing.left_out.notes(), *_turned_note(turned, "masks")]
+    looked = any(sample.labels for sample in index.train)
+    return replace(index, notes=[*notes, *(lacking_note(index, "pixel") if looked else ())], void=void)
 
 
 def settled(images: Sequence[RawImage], options: BuildOptions) -> None:
@@ -292,10 +302,6 @@ def _detection_notes(index: AnnotationIndex[DetectionSample], turned: int) -> li
     crowds = sum(int(sample.crowd.sum()) for sample in index.samples)
     if crowds:
         notes.append(f"{crowds:,} boxes are groups (iscrowd): not trained on, and not counted in evaluation")
-    lacking = [name for name, (train, _) in index.class_counts().items() if not train]
-    if lacking:
-        names = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
-        notes.append(f"{len(lacking)} of {len(index.classes)} classes have no training box: {names}")
     return notes
 
 

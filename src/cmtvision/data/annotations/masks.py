@@ -6,14 +6,14 @@ whatever the two suffixes; ``_mask`` or ``_L`` may follow the image's name. ``cl
 line from class 0 on; a class called void, ignore or unlabelled stands for pixels that belong to no class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmtvision.data.annotations.limits import name_below, read_text
-from cmtvision.data.annotations.mask_files import SUFFIXES
+from cmtvision.data.annotations.mask_files import JPEG_SUFFIXES, SUFFIXES
 from cmtvision.data.annotations.raw import RawListing
-from cmtvision.data.annotations.voc import IMAGES, image_sets
+from cmtvision.data.annotations.voc import IMAGES, SETS, image_sets
 from cmtvision.data.listing.class_folders import images_below
 from cmtvision.data.listing.index import Skipped
 from cmtvision.data.listing.splits import long_name, part_named, parts_of
@@ -22,6 +22,7 @@ from cmtvision.errors import DataError
 MASK_FOLDERS = ("masks", "mask", "labels", "annotations")
 VOC_MASKS = "SegmentationClass"
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
+_LOSSY = "a JPEG, which changes class numbers; save masks as PNG"
 _ENDINGS = ("", "_mask", "_L", "_label", "_gt")
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -39,19 +40,21 @@ class Pair:
     part: str | None
 
 
-def mask_folders(source: Path) -> list[tuple[Path, Path, str | None]]:
-    """The folders of images and of masks, each pair with its part; none where it is no such data.
+def mask_folders(source: Path, suffixes: Collection[str] = SUFFIXES) -> list[tuple[Path, Path, str | None]]:
+    """The folders of images and of masks of these suffixes, each pair with its part; none where it is no such data.
 
     Raises:
         DataError: two folders for one part.
     """
     inside = {one.name: one for one in source.iterdir() if one.is_dir() and not one.name.startswith(".")}
-    pairs = {name: (folder / "images", _masks_in(folder)) for name, folder in inside.items() if part_named(name)}
+    pairs = {
+        name: (folder / "images", _masks_in(folder, suffixes)) for name, folder in inside.items() if part_named(name)
+    }
     whole = {name: (images, masks) for name, (images, masks) in pairs.items() if masks and images.is_dir()}
     if whole:
         parts = parts_of(whole, str(source))
         return [(whole[name][0], whole[name][1], part) for name, part in parts.items()]
-    images, masks = source / "images", _masks_in(source)
+    images, masks = source / "images", _masks_in(source, suffixes)
     if not images.is_dir() or masks is None:
         return []
     named = [one.name for one in images.iterdir() if one.is_dir() and (masks / one.name).is_dir()]
@@ -64,13 +67,16 @@ def list_masks(source: Path, folders: list[tuple[Path, Path, str | None]]) -> tu
     listing = RawListing(source.resolve(), "masks", names=class_names(source))
     pairs: list[Pair] = []
     for images, masks, part in folders:
-        files = {file.relative_to(masks).with_suffix("").as_posix(): file for file in _mask_files(masks)}
+        files = _by_name(masks, SUFFIXES)
+        lossy = _by_name(masks, JPEG_SUFFIXES)
         used = set()
         for image in images_below(images):
             name = image.relative_to(images).with_suffix("").as_posix()
             found = next((name + ending for ending in _ENDINGS if name + ending in files), None)
             if found is None:
-                listing.skipped.append(Skipped(image, f"no mask of this name in {masks.name}/"))
+                jpeg = any(name + ending in lossy for ending in _ENDINGS)
+                reason = f"its mask is {_LOSSY}" if jpeg else f"no mask of this name in {masks.name}/"
+                listing.skipped.append(Skipped(image, reason))
                 continue
             used.add(found)
             path, relative = name_below(
@@ -93,8 +99,13 @@ def list_voc_masks(source: Path) -> tuple[RawListing, list[Pair]]:
     listing = RawListing(source.resolve(), "voc", names=class_names(source) or list(VOC_CLASSES))
     images = {file.stem: file for file in images_below(source / IMAGES)}
     masks = {file.stem: file for file in _mask_files(source / VOC_MASKS)}
+    if not masks:
+        refuse_jpeg(source)
     pairs = []
-    for name, part in (image_sets(source, "Segmentation", listing) or dict.fromkeys(sorted(masks))).items():
+    parts = image_sets(source, "Segmentation", listing) or dict.fromkeys(sorted(masks))
+    for name in sorted(masks.keys() - parts.keys()):
+        listing.skipped.append(Skipped(masks[name], f"in none of the lists in {SETS}/Segmentation"))
+    for name, part in parts.items():
         if name not in masks or name not in images:
             missing = source / (VOC_MASKS if name in images else IMAGES) / name
             listing.skipped.append(Skipped(missing, "no such file"))
@@ -121,18 +132,26 @@ def class_names(source: Path) -> list[str] | None:
     return names
 
 
-def _masks_in(folder: Path) -> Path | None:
-    return next(
-        (folder / name for name in MASK_FOLDERS if (folder / name).is_dir() and _first_mask(folder / name)), None
-    )
+def refuse_jpeg(source: Path) -> None:
+    """Raise DataError for data that would be recognised if its masks were no JPEG files."""
+    folders = [masks for _, masks, _ in mask_folders(source, JPEG_SUFFIXES)]
+    folders += [source / VOC_MASKS] if is_voc_masks(source) else []
+    file = next((file for folder in folders for file in _mask_files(folder, JPEG_SUFFIXES)), None)
+    if file is not None:
+        raise DataError(f"{file}: a mask that is {_LOSSY}")
 
 
-def _first_mask(folder: Path) -> Path | None:
-    return next(_mask_files(folder), None)
+def _masks_in(folder: Path, suffixes: Collection[str]) -> Path | None:
+    there = (folder / name for name in MASK_FOLDERS if (folder / name).is_dir())
+    return next((one for one in there if any(_mask_files(one, suffixes))), None)
 
 
-def _mask_files(folder: Path) -> Iterator[Path]:
-    return (file for file in images_below(folder) if file.suffix.lower() in SUFFIXES)
+def _by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in _mask_files(folder, suffixes)}
+
+
+def _mask_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
+    return (file for file in images_below(folder) if file.suffix.lower() in suffixes)
 
 
 def _refuse_twice(source: Path, pairs: list[Pair]) -> None:

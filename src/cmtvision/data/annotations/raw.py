@@ -62,7 +62,7 @@ class LeftOut:
 
 @dataclass
 class RawListing:
-    """All that was found: images, the order of classes if the data states one, what was left out."""
+    """All that was found: images, the order of classes if the data states one, what was left out, what to know."""
 
     root: Path
     format: str
@@ -70,3 +70,4 @@ class RawListing:
     names: list[str] | None = None
     skipped: list[Skipped] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)

@@ -6,34 +6,29 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmtvision.data.annotations.build import (
     BuildOptions,
-    Facts,
     Progress,
     Usable,
     build_detection,
     build_segmentation,
-    image_facts,
-    in_threads,
-    settled,
+    lacking_note,
 )
 from cmtvision.data.annotations.coco import coco_files, list_coco
 from cmtvision.data.annotations.limits import MAX_JSON_BYTES
-from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, MaskFile
+from cmtvision.data.annotations.mask_files import MOST_CLASSES, DrawnMask, no_class
+from cmtvision.data.annotations.mask_index import index_of_masks
 from cmtvision.data.annotations.masks import (
-    VOID_NAMES,
-    Pair,
     is_voc_masks,
     list_masks,
     list_voc_masks,
     mask_folders,
+    refuse_jpeg,
 )
-from cmtvision.data.annotations.orientation import turn_needed, upright_size
-from cmtvision.data.annotations.raw import RawImage, RawListing
+from cmtvision.data.annotations.outlines import Outline, polygon_points
+from cmtvision.data.annotations.raw import RawListing
 from cmtvision.data.annotations.samples import (
-    NO_CLASS,
+    BACKGROUND,
     DetectionIndex,
     DetectionSample,
     SegmentationIndex,
@@ -42,7 +37,6 @@ from cmtvision.data.annotations.samples import (
 from cmtvision.data.annotations.voc import is_voc, list_voc
 from cmtvision.data.annotations.yolo import list_yolo, yolo_folders
 from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS
-from cmtvision.data.listing.index import Skipped
 from cmtvision.errors import DataError
 
 DETECTION_FORMATS = (
@@ -53,7 +47,6 @@ SEGMENTATION_FORMATS = (
     "images with masks of the same names (train/images and train/masks, or images/ and masks/), Pascal VOC "
     "(JPEGImages/ and SegmentationClass/), or COCO (annotations/instances_train.json beside train/)"
 )
-BACKGROUND = "background"
 
 
 def read_detection(
@@ -86,7 +79,15 @@ def read_detection(
     """
     source = _source(path, DETECTION_FORMATS)
     options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
-    return build_detection(_detection_listing(source, max_json_bytes), str(source), options)
+    index = build_detection(_detection_listing(source, max_json_bytes), str(source), options)
+    notes = [*index.notes, *lacking_note(index, "box")]
+    bare, total = _without_outline(index.train)
+    if bare and index.has_masks:
+        notes.append(
+            f"{bare:,} of {total:,} training objects have no outline; a Mask R-CNN leaves them out, boxes too, and "
+            "learns that nothing is there"
+        )
+    return replace(index, notes=notes)
 
 
 def read_segmentation(
@@ -112,14 +113,15 @@ def read_segmentation(
             the numbers up to the largest in the masks.
         void: the number of pixels that belong to no class; by default that of the class named void, ignore or
             unlabelled in classes.txt, which must be the last, or the first (0, as in ADE20K: class 1 of the files is
-            class 0 then), else 255.
+            class 0 then), else 255 and, of 16 bits, 65535. Where masks hold 0 and 255 alone and at most two classes are
+            named, 255 is class 1.
         verify: decode every image and every mask; without it a mask of other classes is met only when it is used.
         max_pixels, max_bytes: larger images and masks are skipped by name.
         max_json_bytes: refuse a larger COCO file.
         progress: called as progress(done, total) while images are read.
 
     Raises:
-        DataError: no such folder, another format, no usable image, classes that contradict themselves.
+        DataError: no such folder, another format, no usable image, classes that contradict themselves, a single class.
     """
     source = _source(path, SEGMENTATION_FORMATS)
     if void is not None and not 0 <= void < MOST_CLASSES:
@@ -127,15 +129,17 @@ def read_segmentation(
     options = _options(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
     folders = mask_folders(source) if source.is_dir() else []
     if folders:
-        return _from_masks(source, *list_masks(source, folders), options, void)
+        return index_of_masks(source, *list_masks(source, folders), options, void)
     if source.is_dir() and is_voc_masks(source):
-        return _from_masks(source, *list_voc_masks(source), options, void)
+        return index_of_masks(source, *list_voc_masks(source), options, void)
     files = coco_files(source)
     if not files:
+        if source.is_dir():
+            refuse_jpeg(source)
         raise DataError(f"{source}: no annotated images recognised; expected {SEGMENTATION_FORMATS}")
     if void == 0:
         raise DataError("void: got 0, which is the background of a mask drawn from outlines; give another number")
-    return _from_outlines(source, list_coco(source, files, max_json_bytes), options, NO_CLASS if void is None else void)
+    return _from_outlines(source, list_coco(source, files, max_json_bytes), options, void)
 
 
 def _detection_listing(source: Path, max_json_bytes: int) -> RawListing:
@@ -171,118 +175,66 @@ def _options(
     return BuildOptions(val_fraction, split_seed, classes, verify, max_pixels, max_bytes, progress)
 
 
-def _from_masks(
-    source: Path, listing: RawListing, pairs: list[Pair], options: BuildOptions, void: int | None
-) -> SegmentationIndex:
-    names, void, void_first = _classes_and_void(source, listing.names, options.classes, void)
-    look = options.verify or names is None
-
-    def looked(pair: Pair) -> tuple[Facts, MaskFile, tuple[int, ...]] | Skipped:
-        try:
-            facts = image_facts(pair.path, options)
-        except DataError as error:
-            return Skipped(pair.path, str(error))
-        try:
-            mask = MaskFile(pair.mask, 1, options.max_pixels, options.max_bytes, void_first)
-            if not look:
-                return facts, mask, ()
-            numbers = mask.stored()
-        except DataError as error:
-            return Skipped(pair.mask, str(error).removeprefix(f"{pair.mask}: "))
-        turn = turn_needed(numbers.shape, facts.stored, facts.orientation)
-        if turn is None:
-            sizes = [f"{width} x {height}" for height, width in (numbers.shape, facts.stored)]
-            return Skipped(pair.mask, f"{sizes[0]} pixels, its image has {sizes[1]}")
-        return facts, replace(mask, turn=turn), tuple(np.flatnonzero(np.bincount(numbers.reshape(-1))).tolist())
-
-    found: list[tuple[Pair, Facts, MaskFile, tuple[int, ...]]] = []
-    for pair, answer in in_threads(looked, pairs, options.progress):
-        if isinstance(answer, Skipped):
-            listing.skipped.append(answer)
-        else:
-            found.append((pair, *answer))
-    if names is None:
-        largest = max((value for *_, values in found for value in values if value != void), default=-1)
-        names = [str(value) for value in range(largest + 1)]
-    samples: list[Usable[SegmentationSample]] = []
-    turned = 0
-    raw = [RawImage(pair.path, pair.relative, pair.part) for pair, *_ in found]
-    settled(raw, options)
-    for (pair, facts, mask, values), image in zip(found, raw, strict=True):
-        unknown = [value for value in values if value != void and not 0 <= value < len(names)]
-        if unknown:
-            reason = f"value {unknown[0]} is neither a class (0 to {len(names) - 1}) nor void ({void})"
-            listing.skipped.append(Skipped(pair.mask, reason))
-            continue
-        turned += mask.turn != 1
-        labels = tuple(value for value in values if value != void)
-        size = upright_size(facts.stored, facts.orientation)
-        sample = SegmentationSample(pair.path, size, mask, void, labels)
-        samples.append(Usable(sample, pair.relative, image.part, mask.key()))
-    return build_segmentation(listing, str(source), options, names, samples, void, turned)
-
-
-def _classes_and_void(
-    source: Path, stated: list[str] | None, fixed: Sequence[str] | None, void: int | None
-) -> tuple[list[str] | None, int, bool]:
-    """The names of the classes without void, or None where only the masks tell; the void value; and whether it is 0 in
-    the files, before the first class.
-    """
-    names = list(stated) if stated is not None else None
-    void_first = names is not None and names[0].lower() in VOID_NAMES and void in (None, 0)
-    if names is not None and void_first:
-        names.pop(0)
-        void = None
-    if names is not None:
-        places = [place for place, name in enumerate(names) if name.lower() in VOID_NAMES]
-        if len(places) > 1 or (places and places[0] not in (len(names) - 1, void)):
-            raise DataError(
-                f"{source}: classes.txt: {names[places[0]]!r} must be the first or last class, and the only such one"
-            )
-        if places:
-            if void not in (None, places[0]):
-                raise DataError(f"{source}: void is {void}, but classes.txt names {names[places[0]]!r} as {places[0]}")
-            void = places[0]
-            names.pop()
-    void = NO_CLASS if void is None else void
-    if names is not None and void < len(names):
-        raise DataError(f"{source}: void is {void}, which is class {names[void]!r}; give a number without a class")
-    if fixed is not None:
-        if names is not None and names != list(fixed):
-            raise DataError(
-                f"{source}: its classes ({', '.join(names[:5])}, ...) are not the model's ({', '.join(fixed[:5])}, ...)"
-            )
-        names = list(fixed)
-    return names, void, void_first
-
-
-def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, void: int) -> SegmentationIndex:
+def _from_outlines(source: Path, listing: RawListing, options: BuildOptions, stated: int | None) -> SegmentationIndex:
     fixed = options.classes
     if fixed is not None and (not fixed or fixed[0] != BACKGROUND):
         raise DataError(
             f"{source}: masks drawn from outlines have {BACKGROUND!r} as class 0, the model has {fixed[:1]}"
         )
-    inner: dict[str, Any] = {"classes": None if fixed is None else list(fixed[1:])}
+    used = {one.label for image in listing.images for one in image.objects}
+    ground = sorted(name for name in used if name.lower() == BACKGROUND)  # objects of it are class 0, too
+    inner: dict[str, Any] = {"classes": None if fixed is None else [*fixed[1:], *ground]}
     index = build_detection(listing, str(source), replace(options, **inner))
+    learned = index.train if fixed is None else index.samples
+    if used and not any(sample.has_mask.any() for sample in learned):
+        raise DataError(
+            f"{source}: its objects have boxes but no outlines that masks could be drawn from; cmtvision detect train "
+            "learns from boxes"
+        )
+    classes = [BACKGROUND, *(name for name in index.classes if name.lower() != BACKGROUND)]
+    if len(classes) == 1 and fixed is None:
+        raise DataError(f"{source}: {BACKGROUND!r} is its only category; name the categories of its objects")
+    void = no_class(len(classes)) if stated is None else stated
+    if void < len(classes):
+        raise DataError(f"void: got {void}, which is class {classes[void]!r}; give a number without a class")
+    number = [0 if name.lower() == BACKGROUND else classes.index(name) for name in index.classes]
     parts = {
         sample.path: part for part in ("train", "val", "test") for sample in getattr(index, part)
     }  # settled already, by the objects
     samples = []
     for sample in index.samples:
-        drawn, labels = _drawn(sample)
+        drawn = _drawn(sample, number, void)
+        labels = tuple(sorted({0, *drawn.labels} - {void}))
         one = SegmentationSample(sample.path, sample.size, drawn, void, labels)
         samples.append(Usable(one, index.relative(sample.path), parts[sample.path], drawn.key()))
-    built = build_segmentation(
-        listing, str(source), replace(options, val_fraction=0.0), [BACKGROUND, *index.classes], samples, void, 0
-    )
-    return replace(built, split_source=index.split_source, notes=index.notes)
+    built = build_segmentation(listing, str(source), replace(options, val_fraction=0.0), classes, samples, void, 0)
+    notes = [*index.notes, *lacking_note(built, "pixel")]
+    bare, total = _without_outline(index.samples)
+    if bare:
+        notes.append(f"{bare:,} of {total:,} objects have no outline; the pixels in their boxes belong to no class")
+    return replace(built, split_source=index.split_source, notes=notes)
 
 
-def _drawn(sample: DetectionSample) -> tuple[DrawnMask, tuple[int, ...]]:
-    """The mask of an image's outlines, the largest first, and its classes; groups (crowd) are drawn as well."""
-    order = sorted(range(len(sample.outlines)), key=lambda place: -float(sample.area[place]))
-    outlined = [(outline, int(sample.labels[place]) + 1) for place in order
-                if (outline := sample.outlines[place]) is not None]  # fmt: skip
-    labels = tuple(label for _, label in outlined)
-    drawn = DrawnMask(sample.size, tuple(outline for outline, _ in outlined), labels)
-    return drawn, tuple(sorted({0, *labels}))
+def _drawn(sample: DetectionSample, number: Sequence[int], void: int) -> DrawnMask:
+    """The mask of an image's outlines, the largest first; groups (crowd) are drawn as well.
+
+    Where an object has no outline, nobody knows which pixels of its box are its own, so they belong to no class.
+    """
+    order = sorted(range(len(sample.boxes)), key=lambda place: -float(sample.area[place]))
+    outlines, labels = [], []
+    for place in order:
+        outline = sample.outlines[place] if sample.outlines else None
+        outlines.append(outline or _box_outline(sample, place))
+        labels.append(void if outline is None else number[int(sample.labels[place])])
+    return DrawnMask(sample.size, tuple(outlines), tuple(labels))
+
+
+def _box_outline(sample: DetectionSample, place: int) -> Outline:
+    x0, y0, x1, y1 = sample.boxes[place].tolist()
+    return Outline(*sample.size, (polygon_points([x0, y0, x1, y0, x1, y1, x0, y1]),))
+
+
+def _without_outline(samples: Sequence[DetectionSample]) -> tuple[int, int]:
+    """How many objects have no outline, and how many objects there are; groups (crowd) are not counted."""
+    bare = sum(int((~sample.has_mask & ~sample.crowd).sum()) for sample in samples)
+    return bare, sum(int((~sample.crowd).sum()) for sample in samples)

@@ -21,6 +21,7 @@ from cmtvision.errors import DataError
 ClassMap: TypeAlias = npt.NDArray[np.int32]  # (H, W) class numbers, and the void value
 NO_CLASS = 255
 """The usual void value of a mask: pixels that belong to no class, which neither training nor a figure counts."""
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,5 +1,7 @@
 """Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/`` and the parts in ``ImageSets/Main/{train,val,trainval,test}.txt``.
 
+``trainval`` stands for the one of train and val that has no list of its own, less what the other one lists.
+
 VOC counts pixels from 1 and includes both ends, so a box from xmin to xmax covers pixels xmin - 1 to xmax of ours.
 Objects marked difficult are kept as ordinary ones; ``truncated`` and ``pose`` mean nothing here. The format has boxes
 only. Without ImageSets every annotated image counts, and the parts are chosen by seed. Class names are sorted.
@@ -42,6 +44,11 @@ def list_voc(source: Path) -> RawListing:
     files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in EXTENSIONS}
     annotated = {file.stem: file for file in sorted((source / ANNOTATIONS).glob("*.xml"))}
     parts = image_sets(source, "Main", listing) or dict.fromkeys(annotated)
+    for name in sorted((files.keys() | annotated.keys()) - parts.keys()):
+        reason = (
+            f"in none of the lists in {SETS}/Main" if name in annotated else f"no annotation file in {ANNOTATIONS}/"
+        )
+        listing.skipped.append(Skipped(files.get(name, annotated.get(name, folder)), reason))
     for name, part in parts.items():
         if name not in annotated:
             listing.skipped.append(Skipped(source / ANNOTATIONS / f"{name}.xml", "no such annotation file"))
@@ -62,29 +69,40 @@ def image_sets(source: Path, kind: str, listing: RawListing) -> dict[str, str | 
     """
     folder = source / SETS / kind
     files = {name: folder / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
-    found = {name: file for name, file in files.items() if file.is_file()}
-    if "train" in found or "val" in found:
-        found.pop("trainval", None)  # both of them together
+    listed = {name: _listed(file, listing) for name, file in files.items() if file.is_file()}
+    both = listed.pop("trainval", None)
+    if both is not None and not {"train", "val"} <= listed.keys():
+        lacking, other = ("val", "train") if "train" in listed else ("train", "val")
+        listed[lacking] = {image: where for image, where in both.items() if image not in listed.get(other, {})}
+    if "train" in listed and not listed["train"]:
+        file = files["train" if files["train"].is_file() else "trainval"]
+        raise DataError(f"{file}: names no image to train on")
     parts: dict[str, str | None] = {}
-    for name, file in found.items():
-        part = "train" if name == "trainval" else name
-        before = len(parts)
-        for line_number, line in enumerate(read_text(file).splitlines(), start=1):
-            cells = line.split()
-            image = " ".join(cells[:-1] if len(cells) > 1 and cells[-1] in ("-1", "0", "1") else cells)
-            if not image:
-                continue
-            if "/" in image or "\\" in image or image in (".", ".."):
-                raise DataError(f"{file} line {line_number}: {image[:60]!r}, expected the name of an image")
-            if image in parts and parts[image] != part:
-                both = f"{long_name(str(parts[image]))} and in the {long_name(part)}"
-                raise DataError(f"{file} line {line_number}: {image} is in the {both} part; leave it in one of them")
+    for part in ("train", "val", "test"):
+        for image, where in listed.get(part, {}).items():
             if image in parts:
-                listing.left_out.add("an image listed twice, taken once", f"{file} line {line_number}")
+                named = f"{long_name(str(parts[image]))} and in the {long_name(part)}"
+                raise DataError(f"{where}: {image} is in the {named} part; leave it in one of them")
             parts[image] = part
-        if len(parts) == before and name == "train":
-            raise DataError(f"{file}: names no image to train on")
     return parts
+
+
+def _listed(file: Path, listing: RawListing) -> dict[str, str]:
+    """The names of images in a list, without a suffix, each with the line that names it."""
+    found: dict[str, str] = {}
+    for line_number, line in enumerate(read_text(file).splitlines(), start=1):
+        where, cells = f"{file} line {line_number}", line.split()
+        image = " ".join(cells[:-1] if len(cells) > 1 and cells[-1] in ("-1", "0", "1") else cells)
+        if not image:
+            continue
+        if "/" in image or "\\" in image or image in (".", ".."):
+            raise DataError(f"{where}: {image[:60]!r}, expected the name of an image")
+        if Path(image).suffix.lower() in EXTENSIONS:
+            image = Path(image).stem
+        if image in found:
+            listing.left_out.add("an image listed twice, taken once", where)
+        found[image] = where
+    return found
 
 
 def _read_objects(file: Path, image: RawImage, listing: RawListing) -> None:

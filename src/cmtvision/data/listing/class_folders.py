@@ -358,7 +358,7 @@ def _rows(
 
 
 def inside(root: Path, path: str, allow_outside: bool, where: str) -> Path:
-    """A path in a table, relative to the root; a full path inside the root means the same image as its relative path.
+    """A path in a list of images, relative to the root; a full path inside the root is as good as a relative one.
 
     Raises:
         DataError: it leads out of the root, and that is not allowed.
@@ -372,6 +372,6 @@ def inside(root: Path, path: str, allow_outside: bool, where: str) -> Path:
             if full.is_relative_to(root):
                 return full
     if (absolute or climbs) and not allow_outside:
-        raise DataError(f"{where}: path {path!r} leads out of {root}; put the table into a folder that holds all its "
-                        "photos, or write paths relative to it")  # fmt: skip
+        raise DataError(f"{where}: path {path!r} leads out of {root}; keep all its images below that folder, and write "
+                        "paths relative to it")  # fmt: skip
     return root / path
