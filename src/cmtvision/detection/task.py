@@ -110,9 +110,8 @@ class DetectionTask(DenseTask):
     annotated = read_detection
     batched = collate_detection
 
-    def check(self, recipe: Recipe) -> None:
+    def check_network(self, name: str) -> None:
         """Raise ConfigError for a network that is no detector."""
-        name = recipe.model.name
         if is_segmenter(name):
             raise ConfigError(f"model.name: {name!r} is a segmenter; `cmtvision segment train` trains it")
         split_name(name, KINDS, "detector")

@@ -143,7 +143,7 @@ class AugmentSection(Section):
 class SceneSection(Section):
     """Detection and segmentation: how large images are, and how they are changed at random to train on.
 
-    Of the sections data, augment, loss and distill, what is about classes of whole images has no meaning there.
+    What only classifiers read, such as the sections augment, loss and distill, is refused there (other_tasks.py).
     """
 
     size: tuple[Count, Count] = (512, 512)

@@ -30,6 +30,7 @@ from cmtvision.engine.plan import RunPlan
 from cmtvision.engine.task import Final, Judged, Objective
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import DataSection, Recipe
+from cmtvision.recipe.other_tasks import check_no_classifier_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,17 @@ class DenseTask(ABC):
     batched: Callable[..., Any]
 
     @abstractmethod
+    def check_network(self, name: str) -> None:
+        """Raise ConfigError for the name of a network that has another task."""
+
     def check(self, recipe: Recipe) -> None:
-        """Raise ConfigError for a network that has another task."""
+        """What can be refused before any image is read.
+
+        Raises:
+            ConfigError: a network that has another task, or a setting that only classifiers read.
+        """
+        self.check_network(recipe.model.name)
+        check_no_classifier_settings(recipe)
 
     @abstractmethod
     def dataset(
@@ -145,7 +155,7 @@ class DenseTask(ABC):
         """See ``cmtvision.data.annotations``.
 
         Raises:
-            ConfigError: the recipe's network has another task.
+            ConfigError: what ``check`` refuses.
             DataError: data that cannot be used.
         """
         self.check(recipe)
