@@ -190,6 +190,26 @@ def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_refused_is_refused_before_the_plan(scenes, tmp_path, kind):
+    other = "segment" if kind == "detect" else "detect"
+    for more in (["--recipe", other], ["--set", "augment.hflip=0"], ["--recipe", "fashion_mnist"]):
+        done = run_cli(kind, "train", scenes / kind, "--out", "x", *more, cwd=tmp_path)
+        assert_one_error(done)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    done = run_cli("train", scenes / kind, "--set", "scene.hflip=0", "--out", "x", cwd=tmp_path)
+    assert_one_error(done, "set augment.hflip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_without_a_scene_has_the_usual_one(scenes, tmp_path, kind):
+    (tmp_path / "own.yaml").write_text(f"base: default\nmodel:\n  name: {MODELS[kind]}\n")
+    asked = [kind, "train", scenes / kind, "--recipe", "own.yaml", "--out", "x", "--set", "model.weights=gone.pth"]
+    done = run_cli(*asked, cwd=tmp_path)
+    assert_one_error(done, "gone.pth")
+    assert "epochs of 512 x 512 px" in done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_export_is_verified_and_finds_what_the_model_finds(scenes, runs, tmp_path, kind):
     run = shutil.copytree(runs[0] / kind, tmp_path / "run")
     done = run_cli("export", "run", "--to", "onnx", "--num-images", "2", cwd=tmp_path)

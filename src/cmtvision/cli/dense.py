@@ -121,6 +121,7 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             settings = merged_overrides(recipe or words.recipe, settings or [], shorthands)
             known = recipe_there(out, recipe, settings, None, words.recipe) if resume == "auto" else None
         settled = known or load_recipe(recipe or words.recipe, settings or [])
+        task().check(settled)  # before the plan is printed
         if known is None and recipe is None:
             try:
                 settled, index = _sized(task(), settled, data, words.recipe, settings or [])
@@ -287,11 +288,12 @@ def predict(
 
 
 def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int) -> list[str]:
+    from cmtvision.engine.dense.build import scene_of
+
     schedule, batch = recipe.schedule, recipe.train.batch_size
     at_once = f"{batch} images at a time" + ("" if processes == 1 else f" in each of {processes} processes")
     weights = recipe.model.weights or "random weights"
-    scene = recipe.scene
-    assert scene is not None
+    scene = scene_of(recipe)
     height, width = scene.size
     sides = f"{height} x {width}" if not scene.short_sides else f"{scene.short_sides[0]} to {scene.short_sides[-1]}"
     return [

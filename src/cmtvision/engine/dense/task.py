@@ -113,10 +113,11 @@ class DenseTask(ABC):
         """What can be refused before any image is read.
 
         Raises:
-            ConfigError: a network that has another task, or a setting that only classifiers read.
+            ConfigError: a network that has another task, or a setting that only classifiers have.
         """
         self.check_network(recipe.model.name)
         check_no_classifier_settings(recipe)
+        _batch_size(recipe)
 
     @abstractmethod
     def dataset(
@@ -188,9 +189,7 @@ class DenseTask(ABC):
         Raises:
             ConfigError: it is to be found out, which is for classifiers.
         """
-        if recipe.train.batch_size == "auto":
-            raise ConfigError("train.batch_size: auto is for classifiers; give a number")
-        return min(recipe.train.batch_size, len(index.train) // processes.world_size)
+        return min(_batch_size(recipe), len(index.train) // processes.world_size)
 
     def train_loader(
         self, index: Any, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
@@ -286,6 +285,13 @@ class DenseTask(ABC):
         found = self.evaluated(predictor.network, loader, predictor.device, processes, progress, **how)
         notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
         return replace(found, classes=predictor.classes, split=chosen, skipped=index.skipped, notes=notes)
+
+
+def _batch_size(recipe: Recipe) -> int:
+    size = recipe.train.batch_size
+    if size == "auto":
+        raise ConfigError("train.batch_size: auto is for classifiers; give a number")
+    return size
 
 
 def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
