@@ -58,6 +58,18 @@ DrawnOption: TypeAlias = Annotated[
 DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace drawn images.")]
 
 
+MaxPixelsOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        min=1,
+        max=2_000_000_000,
+        help="Refuse larger images [as the run's data.max_pixels].",
+    ),
+]
+
+
 class Words(NamedTuple):
     """What differs between the two in words: the recipe, what is trained, an example of it, and its data."""
 
@@ -262,19 +274,29 @@ Answer = tuple[str, dict[str, Any], Callable[[], "Image.Image"]]
 
 
 def predict(
-    images: Sequence[str], answer: "Callable[[Image.Image], Answer]", out: Path | None, overwrite: bool, json: bool
+    run: Path,
+    images: Sequence[str],
+    answer: "Callable[[Image.Image], Answer]",
+    out: Path | None,
+    max_pixels: int | None,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     """Look at every image and say, print or draw what is found.
 
     Args:
+        run: the model's.
         images: as the user names them.
         answer: of an opened image what a person reads, what JSON has of it, and what draws it.
-        out, overwrite, json: options of the command.
+        out, max_pixels, overwrite, json: options of the command.
     """
+    from cmtvision.artefact.run.data import limits_of
+
+    limits = limits_of(run) | ({} if max_pixels is None else {"max_pixels": max_pixels})
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     with drawn_into(out, overwrite) as draw:
-        for name, picture in each_picture(images, faults):
+        for name, picture in each_picture(images, faults, **limits):
             said, facts, drawing = answer(picture)
             drawn = draw(name, drawing)
             if json:
@@ -304,8 +326,13 @@ def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int)
     ]
 
 
-def each_picture(words: Sequence[str], faults: list[str]) -> Iterator[tuple[str, "Image.Image"]]:
+def each_picture(words: Sequence[str], faults: list[str], **limits: int) -> Iterator[tuple[str, "Image.Image"]]:
     """Every image that is named, opened; bad ones are named on stderr, and added to ``faults``.
+
+    Args:
+        words: what the user names.
+        faults: grows by the names of bad ones.
+        limits: of ``open_image``.
 
     Raises:
         DataError: the only image that was named is bad.
@@ -319,10 +346,11 @@ def each_picture(words: Sequence[str], faults: list[str]) -> Iterator[tuple[str,
         try:
             if isinstance(source.content, DataError):
                 raise source.content
-            picture = open_image(source.content)
-        except DataError as error:
+            picture = open_image(source.content, **limits)
+        except DataError as fault:
+            error = DataError(str(fault).replace("data.max_pixels", "--max-pixels"))
             if len(words) == 1 and words[0] == source.name:
-                raise
+                raise error from None
             faults.append(source.name)
             say(str(error))
             continue

@@ -46,6 +46,7 @@ def predict(
     images: dense.ImagesArgument,
     out: dense.DrawnOption = None,
     window: dense.WindowOption = None,
+    max_pixels: dense.MaxPixelsOption = None,
     device: dense.DeviceOption = "auto",
     overwrite: dense.DrawOverOption = False,
     json: JsonOption = False,
@@ -65,7 +66,7 @@ def predict(
         said = ", ".join(f"{label} {share:.1%}" for label, share in list(named.items())[:_NAMED])
         return said, {"shares": named}, partial(with_classes, picture, found, predictor.classes)
 
-    dense.predict(images, answer, out, overwrite, json)
+    dense.predict(run, images, answer, out, max_pixels, overwrite, json)
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {

@@ -14,7 +14,7 @@ from cmtvision.artefact import Artefact
 from cmtvision.artefact.card import Task as Kind
 from cmtvision.artefact.dense import DetectionPredictor, SegmentationPredictor
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.artefact.run.data import read_annotated_as_the_run
+from cmtvision.artefact.run.data import limits_of, read_annotated_as_the_run
 from cmtvision.data import DatasetIndex, EpochSampler, Skipped
 from cmtvision.data.annotations.samples import NO_CLASS, AnnotationIndex
 from cmtvision.data.annotations.splits import as_in, images_of
@@ -281,7 +281,8 @@ class DenseTask(ABC):
         """Measure an opened network, in processes that have been joined or in this one alone; see ``evaluate``."""
         index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
         samples, chosen = part_of(index, split)
-        loader = self.eval_loader(samples, predictor.inputs, DataSection(workers=workers), processes)
+        section = DataSection(workers=workers, **limits_of(model))
+        loader = self.eval_loader(samples, predictor.inputs, section, processes)
         found = self.evaluated(predictor.network, loader, predictor.device, processes, progress, **how)
         notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
         return replace(found, classes=predictor.classes, split=chosen, skipped=index.skipped, notes=notes)
