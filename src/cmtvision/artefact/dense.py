@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from cmtvision.artefact.card import Card, Task, model_folder
+from cmtvision.artefact.card import DENSE, Card, Task, model_folder
 from cmtvision.artefact.dense_graphs import open_graph
 from cmtvision.artefact.detections import Detections, detections
 from cmtvision.artefact.files import artefact_of
@@ -47,8 +47,7 @@ class _DensePredictor:
     task: Task
 
     def __init__(self, card: Card, network: Any, device: str = "cpu") -> None:
-        if card.task != self.task:
-            raise CheckpointError(f"a model for {card.task}, not for {self.task}")
+        _check_task(card, self.task, "this")
         self.card, self.classes = card, card.classes
         self.inputs = WholeImage(card.preprocess, *card.sides, None if card.export is None else card.export.img_size)
         self.device = torch.device(device)
@@ -63,13 +62,20 @@ class _DensePredictor:
             ConfigError: a runtime that is not installed, or a device that is not there.
         """
         folder, card = model_folder(path), read_named_card(path)
-        if card.task != cls.task:
-            raise CheckpointError(f"{path}: a model for {card.task}, not for {cls.task}")
+        _check_task(card, cls.task, path)
         if card.export is None:
             set_threads(threads)
             device = pick_device(device)
             return cls(card, artefact_of(card, folder).model.eval().to(device), device)
         return cls(card, open_graph(folder, card, device, threads))  # it takes and gives tensors of the processor
+
+
+def _check_task(card: Card, wanted: Task, where: object) -> None:
+    if card.task != wanted:
+        kind, command = f"a model for {card.task}", card.command
+        if card.task not in DENSE:
+            kind, command = "a classifier", "cmtvision predict"
+        raise CheckpointError(f"{where}: {kind}, not a model for {wanted}; use `{command}` with it")
 
 
 class DetectionPredictor(_DensePredictor):

@@ -56,8 +56,6 @@ DrawnOption: TypeAlias = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Draw each image into it.")
 ]
 DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace drawn images.")]
-
-
 MaxPixelsOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
@@ -89,7 +87,8 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             str | None, typer.Option("--model", help=f"{words.example}, ... or any timm backbone with a kind.")
         ] = None,
         weights: Annotated[
-            str | None, typer.Option("--weights", metavar="FILE|pretrained", help="Of the backbone: a classifier's.")
+            str | None,
+            typer.Option("--weights", metavar="FILE|pretrained", help="Of a classifier, or of a run of its own kind."),
         ] = None,
         recipe: Annotated[
             str | None,

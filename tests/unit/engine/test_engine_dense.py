@@ -4,10 +4,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from cmtvision.artefact import Artefact, write_artefact
+from cmtvision.data import write_sample_scenes
 from cmtvision.detection.task import DETECTION
+from cmtvision.engine import fit
+from cmtvision.engine.dense.build import build_dense
 from cmtvision.engine.dense.choose import settings_for
-from cmtvision.errors import ConfigError
+from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.recipe import load_recipe
 from cmtvision.segmentation.task import SEGMENTATION
 
@@ -37,6 +42,58 @@ def test_a_missing_library_of_figures_is_named_before_anything_is_read(monkeypat
     with pytest.raises(ConfigError, match=r"cmtvision\[detection\]"):
         DETECTION.evaluate(tmp_path / "run", tmp_path / "images")
     SEGMENTATION.check(load_recipe("segment"))
+
+
+SMALL = ["model.name=cmt_nano_retinanet", "model.options.fpn_width=16"]
+
+
+def trained_detector(folder):
+    """A detector of two classes, which is in a folder as training leaves it."""
+    built = build_dense(load_recipe("detect", SMALL), 2, False)
+    artefact = Artefact(
+        built.architecture, built.arguments, ["a", "b"], built.preprocess, model=built.model, task="detection"
+    )
+    write_artefact(folder, artefact)
+    return built.model
+
+
+def test_the_weights_of_a_detector_begin_one_with_other_classes(tmp_path):
+    run = tmp_path / "run"
+    before = trained_detector(run)
+    for weights in (run, run / "model.safetensors"):
+        built = build_dense(load_recipe("detect", [*SMALL, f"model.weights={weights}"]), 3, False)
+        old, new = before.state_dict(), built.model.state_dict()
+        anew = [key for key in new if old[key].shape != new[key].shape]
+        assert anew == ["network.head.classification_head.cls_logits.weight",
+                        "network.head.classification_head.cls_logits.bias"]  # fmt: skip
+        assert all(torch.equal(old[key], new[key]) for key in new if key not in anew)
+        (said,) = built.notes
+        assert said.startswith(f"{len(new) - 2} of {len(new)} tensors are from {run}")
+        assert said.endswith("2 begin anew")
+        assert built.model.arguments["frozen_norms"]
+
+
+def test_a_segmenter_begins_with_the_backbone_of_a_detector_and_none_with_another_backbone(tmp_path):
+    run = tmp_path / "run"
+    before = trained_detector(run)
+    built = build_dense(load_recipe("segment", ["model.name=cmt_nano_fpn", f"model.weights={run}"]), 3, False)
+    old, new = before.network.backbone.body.state_dict(), built.model.encoder.model.state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[key], new[key]) for key in new)
+    with pytest.raises(CheckpointError, match="another backbone's weights"):
+        build_dense(load_recipe("segment", ["model.name=resnet18_fpn", f"model.weights={run}"]), 3, False)
+
+
+def test_a_full_memory_is_answered_with_settings_that_the_task_has(monkeypatch, tmp_path):
+    def full(*args, **how):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", full)
+    write_sample_scenes(tmp_path / "scenes", "segmentation", scenes=6, size=64)
+    settings = ["model.name=cmt_nano_fpn", "scene.size=[64,64]", "data.workers=0", "train.device=cpu"]
+    with pytest.raises(ConfigError, match=r"a smaller train\.batch_size.*scene\.size") as caught:
+        fit(load_recipe("segment", settings), tmp_path / "scenes", tmp_path / "run", task=SEGMENTATION)
+    assert "auto" not in str(caught.value)
 
 
 @pytest.mark.parametrize("task", [DETECTION, SEGMENTATION])

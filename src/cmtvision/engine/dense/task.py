@@ -101,6 +101,10 @@ class DenseTask(ABC):
     kind: ClassVar[Kind]
     command: str
     figures: tuple[str, ...]
+    smaller: str = (
+        "a smaller train.batch_size and a larger train.accumulate, model.grad_checkpointing=true or a smaller "
+        "scene.size (with scene.short_sides, shorter ones and a smaller scene.longest)"
+    )
     predictor: type[DetectionPredictor] | type[SegmentationPredictor]
     annotated: Callable[..., Any]
     batched: Callable[..., Any]
