@@ -29,6 +29,7 @@ from cmtvision.cli.faults import USAGE, printable
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cmtvision.artefact.run.data import Limits
     from cmtvision.engine.dense.task import DenseEvaluation, DenseTask
     from cmtvision.recipe import Recipe
 
@@ -173,8 +174,9 @@ def _sized(task: "DenseTask", recipe: "Recipe", data: str, name: str, settings: 
 
     index = task.read(recipe, data)
     given = {setting.partition("=")[0].strip() for setting in settings}
-    given |= {"model.options"} if any(key.startswith("model.options.") for key in given) else set()
     chosen = {key: value for key, value in settings_for(index, recipe).items() if key not in given}
+    if "model.options" in given:  # all of them at once
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("model.options.")}
     if given & {"scene.size", "scene.short_sides"}:  # who sets the one knows of the others
         chosen = {key: value for key, value in chosen.items() if not key.startswith("scene.")}
     return load_recipe(name, [*(f"{key}={dumps(value)}" for key, value in chosen.items()), *settings]), index
@@ -291,11 +293,12 @@ def predict(
     """
     from cmtvision.artefact.run.data import limits_of
 
-    limits = limits_of(run) | ({} if max_pixels is None else {"max_pixels": max_pixels})
+    limits = limits_of(run)
+    limits = limits if max_pixels is None else limits._replace(max_pixels=max_pixels)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     with drawn_into(out, overwrite) as draw:
-        for name, picture in each_picture(images, faults, **limits):
+        for name, picture in each_picture(images, faults, limits):
             said, facts, drawing = answer(picture)
             drawn = draw(name, drawing)
             if json:
@@ -325,13 +328,13 @@ def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int)
     ]
 
 
-def each_picture(words: Sequence[str], faults: list[str], **limits: int) -> Iterator[tuple[str, "Image.Image"]]:
+def each_picture(words: Sequence[str], faults: list[str], limits: "Limits") -> Iterator[tuple[str, "Image.Image"]]:
     """Every image that is named, opened; bad ones are named on stderr, and added to ``faults``.
 
     Args:
         words: what the user names.
         faults: grows by the names of bad ones.
-        limits: of ``open_image``.
+        limits: of an image.
 
     Raises:
         DataError: the only image that was named is bad.
@@ -345,7 +348,7 @@ def each_picture(words: Sequence[str], faults: list[str], **limits: int) -> Iter
         try:
             if isinstance(source.content, DataError):
                 raise source.content
-            picture = open_image(source.content, **limits)
+            picture = open_image(source.content, *limits)
         except DataError as fault:
             error = DataError(str(fault).replace("data.max_pixels", "--max-pixels"))
             if len(words) == 1 and words[0] == source.name:

@@ -7,7 +7,6 @@ unless training hands it what it found.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +107,11 @@ def write_dense_report(
                 measured = task.measure(
                     task.predictor.open(content.folder, device), content.folder, where, split, progress=progress
                 )
-        opened = partial(open_image, **limits_of(content.folder))
+        limits = limits_of(content.folder)
+
+        def opened(path: Path) -> Image.Image:
+            return open_image(path, *limits)
+
         if isinstance(measured, DetectionEvaluation):
             pictured = _worst_detections(measured, opened)
         else:

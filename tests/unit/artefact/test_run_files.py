@@ -65,8 +65,8 @@ def new_photo(file, seed=0):
 def test_the_limits_of_a_run_are_those_of_its_recipe(tmp_path):
     data = write_photos(tmp_path / "photos", per_class=5)
     write_run(tmp_path / "run", data, "data.max_pixels=400000000", "data.max_bytes=5000")
-    assert limits_of(tmp_path / "run") == {"max_pixels": 400_000_000, "max_bytes": 5_000}
-    assert limits_of(tmp_path) == {"max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES}
+    assert limits_of(tmp_path / "run") == (400_000_000, 5_000)
+    assert limits_of(tmp_path) == (MAX_PIXELS, MAX_BYTES)
     with pytest.raises(ConfigError, match=r"data\.max_pixels"):  # a recipe cannot do without a limit
         load_recipe("demo", ["data.max_pixels=3000000000"])
 

@@ -1,6 +1,7 @@
 """What is chosen for annotated images where nobody named a recipe, and what is refused of one."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 
 from cmtvision.artefact import Artefact, write_artefact
 from cmtvision.data import write_sample_scenes
+from cmtvision.data.annotations import read_segmentation
 from cmtvision.detection.task import DETECTION
 from cmtvision.engine import fit
 from cmtvision.engine.dense.build import build_dense
 from cmtvision.engine.dense.choose import settings_for
 from cmtvision.errors import CheckpointError, ConfigError
 from cmtvision.recipe import load_recipe
-from cmtvision.segmentation.task import SEGMENTATION
+from cmtvision.segmentation.task import SEGMENTATION, SegmentationEvaluation, SegmentationTask
 
 
 @pytest.mark.parametrize(
@@ -25,9 +27,9 @@ def test_small_images_are_not_enlarged(size, side, longest):
     index = SimpleNamespace(train=[SimpleNamespace(size=size)] * 3)
     chosen = settings_for(index, load_recipe("segment"))
     assert chosen == {"scene.size": [side, side], "scene.eval_short_side": side, "scene.eval_longest": longest}
-    anchors = settings_for(index, load_recipe("detect")).get("model.options")
-    assert anchors == ({"anchor_scale": 0.5} if side <= 256 else None)
-    assert "model.options" not in settings_for(index, load_recipe("detect", ["model.name=cmt_ti_fcos"]))
+    anchors = "model.options.anchor_scale"
+    assert settings_for(index, load_recipe("detect")).get(anchors) == (0.5 if side <= 256 else None)
+    assert anchors not in settings_for(index, load_recipe("detect", ["model.name=cmt_ti_fcos"]))
 
 
 def test_photos_keep_the_size_of_the_recipe():
@@ -103,3 +105,14 @@ def test_a_recipe_is_checked_before_the_data_is_read(task, tmp_path):
         task.read(load_recipe(name, ["augment.hflip=0"]), tmp_path / "gone")
     with pytest.raises(ConfigError, match="give a number"):
         task.read(load_recipe(name, ["train.batch_size=auto"]), tmp_path / "gone")
+
+
+def test_a_note_about_the_images_is_said_once(monkeypatch, tmp_path):
+    scenes = write_sample_scenes(tmp_path / "scenes", "segmentation", scenes=6, size=64).directory
+    index = replace(read_segmentation(scenes), notes=["a file is odd"])
+    monkeypatch.setattr("cmtvision.engine.dense.task.read_annotated_as_the_run", lambda *_: index)
+    monkeypatch.setattr(
+        SegmentationTask, "evaluated", lambda *_, **__: SegmentationEvaluation(counts=None, figures=None)
+    )
+    predictor = SimpleNamespace(card=None, classes=index.classes, network=None, device="cpu", inputs=None)
+    assert SEGMENTATION.measure(predictor, tmp_path, scenes).notes == ["a file is odd"]

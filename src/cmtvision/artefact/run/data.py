@@ -7,7 +7,7 @@ Exports carry copies.
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmtvision.artefact.card import Card, model_folder
 from cmtvision.artefact.run.names import RECIPE_FILE, RUN_FILE, SPLIT_FILE
@@ -96,8 +96,15 @@ def read_run_data(folder: str | Path, *, multi_label: bool = False, verify: bool
     return read_as_the_run(folder, data, multi_label=multi_label, verify=verify)
 
 
-def limits_of(folder: str | Path) -> dict[str, int]:
-    """``max_pixels`` and ``max_bytes`` with which a run read its images; the usual ones where that is not on record.
+class Limits(NamedTuple):
+    """Of an image that is read, see ``open_image``."""
+
+    max_pixels: int
+    max_bytes: int
+
+
+def limits_of(folder: str | Path) -> Limits:
+    """With which a run read its images; the usual ones where that is not on record.
 
     Args:
         folder: a run folder or an export of one, or a file in it.
@@ -106,7 +113,7 @@ def limits_of(folder: str | Path) -> dict[str, int]:
         section = load_recipe(model_folder(folder) / RECIPE_FILE).data
     except (OSError, ConfigError):
         section = DataSection()
-    return {"max_pixels": section.max_pixels, "max_bytes": section.max_bytes}
+    return Limits(section.max_pixels, section.max_bytes)
 
 
 def read_annotated_as_the_run(
@@ -126,7 +133,7 @@ def read_annotated_as_the_run(
         DataError: the data cannot be used, or the run's split cannot be read.
     """
     read: Any = read_detection if card.task == "detection" else read_segmentation
-    limits = limits_of(folder)
+    limits = limits_of(folder)._asdict()
     index: AnnotationIndex[Any] = read(data, val_fraction=0, classes=card.classes, verify=verify, **limits)
     split = model_folder(folder) / SPLIT_FILE
     return take_annotated_split(index, split, card.data_fingerprint) if split.is_file() else index

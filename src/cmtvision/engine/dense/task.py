@@ -285,10 +285,10 @@ class DenseTask(ABC):
         """Measure an opened network, in processes that have been joined or in this one alone; see ``evaluate``."""
         index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
         samples, chosen = part_of(index, split)
-        section = DataSection(workers=workers, **limits_of(model))
+        section = DataSection(workers=workers, **limits_of(model)._asdict())
         loader = self.eval_loader(samples, predictor.inputs, section, processes)
         found = self.evaluated(predictor.network, loader, predictor.device, processes, progress, **how)
-        notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
+        notes = evaluation_notes(images_of(index), chosen)  # with the index's own
         return replace(found, classes=predictor.classes, split=chosen, skipped=index.skipped, notes=notes)
 
 

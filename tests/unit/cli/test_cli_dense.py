@@ -1,0 +1,26 @@
+"""What is settled for annotated images where no recipe is named."""
+
+import pytest
+
+from cmtvision.cli.dense import _sized
+from cmtvision.data import write_sample_scenes
+from cmtvision.detection.task import DETECTION
+from cmtvision.recipe import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "size"),
+    [
+        ([], {"anchor_scale": 0.5}, 128),
+        (["model.options.fpn_width=128"], {"anchor_scale": 0.5, "fpn_width": 128}, 128),
+        (["model.options.anchor_scale=0.25"], {"anchor_scale": 0.25}, 128),
+        (["model.options={fpn_width: 64}"], {"fpn_width": 64}, 128),
+        (["scene.size=[256,256]"], {"anchor_scale": 0.5}, 256),
+    ],
+)
+def test_what_is_set_leaves_the_rest_chosen(tmp_path, settings, options, size):
+    write_sample_scenes(tmp_path / "scenes", "detection", scenes=6, size=128)
+    recipe, index = _sized(DETECTION, load_recipe("detect", settings), str(tmp_path / "scenes"), "detect", settings)
+    assert recipe.model.options == options
+    assert recipe.scene.size == (size, size)
+    assert len(index.samples) == 6
