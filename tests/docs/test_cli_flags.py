@@ -38,7 +38,9 @@ FROZEN = {
     "detect predict": ["run", "images", "--min-score", "--out", "--max-pixels", "--device", "--overwrite", "--json"],
     "segment train": [*DENSE_TRAIN],
     "segment eval": ["run", "data", "--split", "--window", "--device", "--devices", "--workers", "--json"],
-    "segment predict": ["run", "images", "--out", "--window", "--max-pixels", "--device", "--overwrite", "--json"],
+    "segment predict": [
+        "run", "images", "--out", "--masks", "--window", "--max-pixels", "--device", "--overwrite", "--json",
+    ],
     "predict": [
         "run", "images", "--top", "--batch-size", "--device", "--conformal", "--sets", "--abstain", "--threads",
         "--streams", "--json", "--csv",

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_process import assert_one_error, command_line, run_cli
@@ -152,6 +153,31 @@ def test_what_is_found_is_drawn_and_printed(scenes, runs, tmp_path, kind):
     predictor = cmtvision.load(root / kind, device="cpu")
     assert predictor.card.task == {"detect": "detection", "segment": "segmentation"}[kind]
     assert len(predictor.predict([images[0], images[1]])) == 2
+
+
+def test_masks_hold_the_classes_of_the_pixels(scenes, runs, tmp_path):
+    run, image = runs[0] / "segment", sorted((scenes / "segment" / "val").rglob("*.png"))[0]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder / "a.png")
+    with Image.open(image) as picture:
+        picture.convert("RGB").resize((200, 150)).save(tmp_path / "wide.jpg")
+    asked = ["segment", "predict", run, "one/a.png", "two/a.png", "wide.jpg", "--masks", "masks", "--json"]
+    done = run_cli(*asked, "--window", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["predictions"]
+    assert [one["mask"] for one in found] == ["masks/a.png", "masks/a-2.png", "masks/wide.png"]
+    assert "drawn" not in found[0]
+    predictor = cmtvision.load(run, device="cpu")
+    for name, mask in (("one/a.png", "a.png"), ("wide.jpg", "wide.png")):
+        with Image.open(tmp_path / "masks" / mask) as picture:
+            assert picture.mode == "P"
+            assert np.array_equal(np.asarray(picture), predictor.predict(tmp_path / name, window=64)[0])
+    assert_one_error(run_cli(*asked, cwd=tmp_path), "masks/a.png: already exists", "--overwrite")
+    assert run_cli(*asked, "--overwrite", cwd=tmp_path).returncode == 0
+    assert_one_error(run_cli(*asked, "--out", "masks", cwd=tmp_path), "name two folders")
+    assert_one_error(run_cli("segment", "predict", run, "wide.jpg", "--max-pixels", "20000", cwd=tmp_path),
+                     "200 x 150 is more pixels than the limit of 20,000 .--max-pixels.")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

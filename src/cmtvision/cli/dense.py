@@ -1,8 +1,8 @@
 """What ``detect`` and ``segment`` have in common: train, eval and predict, for images with annotations."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, cast
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cmtvision.engine.dense.task import DenseEvaluation, DenseTask
     from cmtvision.recipe import Recipe
 
-Draw = Callable[[str, Callable[[], "Image.Image"]], Path | None]
+Write = Callable[[str, Callable[[], "Image.Image"]], Path | None]
 _SHOWN = 10
 
 RunArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
@@ -56,7 +56,11 @@ WindowOption: TypeAlias = Annotated[
 DrawnOption: TypeAlias = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Draw each image into it.")
 ]
-DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace drawn images.")]
+DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace images that are there.")]
+MasksOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--masks", metavar="FOLDER", help="Write the class numbers of each image into it, as PNG."),
+]
 MaxPixelsOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
@@ -271,14 +275,14 @@ def evaluate(
     output.table(["class", found.score], rows, right=[found.score])
 
 
-Answer = tuple[str, dict[str, Any], Callable[[], "Image.Image"]]
+Answer = tuple[str, dict[str, Any], Mapping[str, Callable[[], "Image.Image"]]]
 
 
 def predict(
     run: Path,
     images: Sequence[str],
     answer: "Callable[[Image.Image], Answer]",
-    out: Path | None,
+    folders: dict[str, Path | None],
     max_pixels: int | None,
     overwrite: bool,
     json: bool,
@@ -288,8 +292,9 @@ def predict(
     Args:
         run: the model's.
         images: as the user names them.
-        answer: of an opened image what a person reads, what JSON has of it, and what draws it.
-        out, max_pixels, overwrite, json: options of the command.
+        answer: of an opened image what a person reads, what JSON has of it, and what makes the images to write.
+        folders: where those are written, by the names that answers and JSON have for them; None for nowhere.
+        max_pixels, overwrite, json: options of the command.
     """
     from cmtvision.artefact.run.data import limits_of
 
@@ -297,14 +302,15 @@ def predict(
     limits = limits if max_pixels is None else limits._replace(max_pixels=max_pixels)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
-    with drawn_into(out, overwrite) as draw:
-        for name, picture in each_picture(images, faults, limits):
-            said, facts, drawing = answer(picture)
-            drawn = draw(name, drawing)
-            if json:
-                rows.append({"image": name, **facts, **({} if drawn is None else {"drawn": str(drawn)})})
-                continue
-            output.result(printable(f"{name}: {said}"))
+    writers = {kind: written_into(folder, overwrite) for kind, folder in folders.items()}
+    for name, picture in each_picture(images, faults, limits):
+        said, facts, made = answer(picture)
+        files = {kind: write(name, made[kind]) for kind, write in writers.items()}
+        if json:
+            written = {kind: str(file) for kind, file in files.items() if file is not None}
+            rows.append({"image": name, **facts, **written})
+            continue
+        output.result(printable(f"{name}: {said}"))
     if json:
         output.result_json({"predictions": rows, "failed": faults})
     if faults:
@@ -359,9 +365,8 @@ def each_picture(words: Sequence[str], faults: list[str], limits: "Limits") -> I
         yield source.name, picture
 
 
-@contextmanager
-def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
-    """A function that writes a drawn image into a folder and gives its path; None where there is no folder.
+def written_into(folder: Path | None, overwrite: bool) -> Write:
+    """A function that writes an image into a folder and gives its path; None where there is no folder.
 
     Raises:
         ConfigError: a file that is there already, or one in the place of the folder.
@@ -371,10 +376,10 @@ def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
     from cmtvision.files import atomic_write
 
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; name a folder to draw into")
+        raise ConfigError(f"{folder}: is a file; name a folder to write into")
     taken: set[str] = set()
 
-    def draw(name: str, picture: Callable[[], "Image.Image"]) -> Path | None:
+    def write(name: str, picture: Callable[[], "Image.Image"]) -> Path | None:
         if folder is None:
             return None
         stem = Path(name).stem or "image"
@@ -389,4 +394,4 @@ def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
         atomic_write(folder / file, lambda partial: picture().save(partial, "PNG"))
         return folder / file
 
-    yield draw
+    return write

@@ -114,5 +114,5 @@ def test_a_note_about_the_images_is_said_once(monkeypatch, tmp_path):
     monkeypatch.setattr(
         SegmentationTask, "evaluated", lambda *_, **__: SegmentationEvaluation(counts=None, figures=None)
     )
-    predictor = SimpleNamespace(card=None, classes=index.classes, network=None, device="cpu", inputs=None)
+    predictor = SimpleNamespace(card=None, classes=index.classes, network=None, device="cpu", inputs_for=lambda _: None)
     assert SEGMENTATION.measure(predictor, tmp_path, scenes).notes == ["a file is odd"]

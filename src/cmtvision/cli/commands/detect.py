@@ -70,9 +70,9 @@ def predict(
             for place, (box, score, label) in enumerate(zip(found.boxes, found.scores, found.labels, strict=True))
         ]
         said = "; ".join(f"{one['label']} {one['score']:.0%}" for one in objects) or "nothing"
-        return said, {"objects": objects}, partial(with_boxes, picture, found, predictor.classes)
+        return said, {"objects": objects}, {"drawn": partial(with_boxes, picture, found, predictor.classes)}
 
-    dense.predict(run, images, answer, out, max_pixels, overwrite, json)
+    dense.predict(run, images, answer, {"drawn": out}, max_pixels, overwrite, json)
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {

@@ -286,7 +286,7 @@ class DenseTask(ABC):
         index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
         samples, chosen = part_of(index, split)
         section = DataSection(workers=workers, **limits_of(model)._asdict())
-        loader = self.eval_loader(samples, predictor.inputs, section, processes)
+        loader = self.eval_loader(samples, predictor.inputs_for(how.get("window")), section, processes)
         found = self.evaluated(predictor.network, loader, predictor.device, processes, progress, **how)
         notes = evaluation_notes(images_of(index), chosen)  # with the index's own
         return replace(found, classes=predictor.classes, split=chosen, skipped=index.skipped, notes=notes)
