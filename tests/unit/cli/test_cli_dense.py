@@ -1,11 +1,13 @@
-"""What is settled for annotated images where no recipe is named."""
+"""What is settled for annotated images where no recipe is named, and found again when the run is resumed."""
 
 import pytest
 
 from cmtvision.cli.dense import _sized
+from cmtvision.cli.resuming import recipe_there
 from cmtvision.data import write_sample_scenes
 from cmtvision.detection.task import DETECTION
-from cmtvision.recipe import load_recipe
+from cmtvision.errors import ConfigError
+from cmtvision.recipe import dump_recipe, load_recipe
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,14 @@ def test_what_is_set_leaves_the_rest_chosen(tmp_path, settings, options, size):
     assert recipe.model.options == options
     assert recipe.scene.size == (size, size)
     assert len(index.samples) == 6
+
+
+def test_resume_auto_keeps_the_options_that_were_chosen_beside_the_given_ones(tmp_path):
+    stored = load_recipe("detect", ["model.options.anchor_scale=0.5", "model.options.fpn_width=32"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(stored))
+    assert recipe_there(tmp_path, None, ["model.options.fpn_width=32"], None, "detect") == stored
+    for other in ("model.options.fpn_width=64", "model.options={fpn_width: 32}"):
+        with pytest.raises(ConfigError, match=r"model\.options is"):
+            recipe_there(tmp_path, None, [other], None, "detect")
+    with pytest.raises(ConfigError, match=r"model\.options is"):
+        recipe_there(tmp_path, "detect", ["model.options.fpn_width=32"], None)
