@@ -1,6 +1,5 @@
 """Settings that only another task reads. Nothing would come of them, so a recipe that has one is refused by name."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -37,16 +36,17 @@ _INSTEAD_OF_SCENE = {
 def check_no_classifier_settings(recipe: Recipe) -> None:
     """Refuse the recipe of a detector or segmenter that sets what is for classifiers.
 
-    The sections are there in every recipe, so what counts is a value that neither the schema nor the recipe 'default',
-    the base of the others, has.
+    The sections are there in every recipe, so what counts is a value unlike that of the recipe 'default', the base of
+    the others, or unlike the schema's in a recipe without a base.
 
     Raises:
         ConfigError: with the setting that is meant, where there is one.
     """
-    for key, value in _values(recipe):
-        if value not in _usual()[key]:
-            instead = f"set {_INSTEAD[key]}" if key in _INSTEAD else "leave it out"
-            raise ConfigError(f"{key}: is for classifiers, no detector or segmenter reads it; {instead}")
+    values = _values(recipe)
+    unlike = min(([key for key in values if values[key] != base[key]] for base in _bases()), key=len)
+    if unlike:
+        instead = f"set {_INSTEAD[unlike[0]]}" if unlike[0] in _INSTEAD else "leave it out"
+        raise ConfigError(f"{unlike[0]}: is for classifiers, no detector or segmenter reads it; {instead}")
 
 
 def check_no_scene(recipe: Recipe) -> None:
@@ -66,14 +66,14 @@ def check_no_scene(recipe: Recipe) -> None:
     )
 
 
-def _values(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    for section, names in _OF_CLASSIFIERS.items():
-        for name in names:
-            yield f"{section}.{name}", getattr(getattr(recipe, section), name)
+def _values(recipe: Recipe) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": getattr(getattr(recipe, section), name)
+        for section, names in _OF_CLASSIFIERS.items()
+        for name in names
+    }
 
 
 @cache
-def _usual() -> dict[str, tuple[Any, Any]]:
-    """Of each setting its value in the schema and in the recipe 'default'."""
-    base = dict(_values(load_recipe("default")))
-    return {key: (value, base[key]) for key, value in _values(Recipe())}
+def _bases() -> tuple[dict[str, Any], ...]:
+    return _values(load_recipe("default")), _values(Recipe())

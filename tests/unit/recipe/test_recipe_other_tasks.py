@@ -15,7 +15,7 @@ from cmtvision.recipe.other_tasks import check_no_classifier_settings, check_no_
         ("augment.hflip=0", "set scene.hflip"),
         ("augment.scale=[0.9,1.0]", "set scene.scale"),
         ("augment.vflip=0.5", "leave it out"),
-        ("augment.mixup=0.8", None),  # what a recipe without a base has
+        ("augment.mixup=0.8", "leave it out"),  # what a recipe without a base has, but this one has a base
         ("augment.mixup=0.5", "leave it out"),
         ("augment.random_erasing=0.9", "leave it out"),
         ("distill.teacher=resnet18", "leave it out"),
@@ -53,7 +53,10 @@ def test_builtin_recipes_of_detectors_and_segmenters_pass_and_so_do_those_of_the
 
 
 def test_a_recipe_of_ones_own_without_a_base_passes():
-    check_no_classifier_settings(Recipe.model_validate({"model": {"name": "cmt_ti_fpn"}, "scene": {}}))
+    own = {"model": {"name": "cmt_ti_fpn"}, "scene": {}}
+    check_no_classifier_settings(Recipe.model_validate(own))
+    with pytest.raises(ConfigError, match=r"^augment\.mixup"):
+        check_no_classifier_settings(Recipe.model_validate(own | {"augment": {"mixup": 0.1}}))
 
 
 @pytest.mark.parametrize(
