@@ -35,10 +35,12 @@ FROZEN = {
     "calibrate": ["model", "data", "--batch-size", "--device", "--threads", "--overwrite", "--json"],
     "detect train": [*DENSE_TRAIN],
     "detect eval": ["run", "data", "--split", "--device", "--devices", "--workers", "--json"],
-    "detect predict": ["run", "images", "--min-score", "--out", "--device", "--overwrite", "--json"],
+    "detect predict": ["run", "images", "--min-score", "--out", "--max-pixels", "--device", "--overwrite", "--json"],
     "segment train": [*DENSE_TRAIN],
     "segment eval": ["run", "data", "--split", "--window", "--device", "--devices", "--workers", "--json"],
-    "segment predict": ["run", "images", "--out", "--window", "--device", "--overwrite", "--json"],
+    "segment predict": [
+        "run", "images", "--out", "--masks", "--window", "--max-pixels", "--device", "--overwrite", "--json",
+    ],
     "predict": [
         "run", "images", "--top", "--batch-size", "--device", "--conformal", "--sets", "--abstain", "--threads",
         "--streams", "--json", "--csv",

@@ -119,6 +119,8 @@ def test_sample_scenes_are_written_for_both_tasks_and_options_belong_to_them(tmp
     assert len(list((tmp_path / "segmentation" / "val" / "masks").iterdir())) == 2
     words = ("sample-data", "detection", "--task", "detection", "--scenes")
     assert_one_error(run_cli(*words, "10", cwd=tmp_path), "not empty", "--overwrite")
+    done = run_cli(*words, "10", "--overwrite", cwd=tmp_path)
+    assert "next: cmtvision detect train detection" in done.stderr
     assert_one_error(run_cli(*words, "1", cwd=tmp_path), "scenes: got 1, expected 5")
     assert_one_error(run_cli("sample-data", "photos", "--seed", "1", cwd=tmp_path), "--seed", "add --task detection")
     assert not (tmp_path / "photos").exists()

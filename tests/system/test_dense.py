@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_process import assert_one_error, command_line, run_cli
@@ -154,6 +155,31 @@ def test_what_is_found_is_drawn_and_printed(scenes, runs, tmp_path, kind):
     assert len(predictor.predict([images[0], images[1]])) == 2
 
 
+def test_masks_hold_the_classes_of_the_pixels(scenes, runs, tmp_path):
+    run, image = runs[0] / "segment", sorted((scenes / "segment" / "val").rglob("*.png"))[0]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder / "a.png")
+    with Image.open(image) as picture:
+        picture.convert("RGB").resize((200, 150)).save(tmp_path / "wide.jpg")
+    asked = ["segment", "predict", run, "one/a.png", "two/a.png", "wide.jpg", "--masks", "masks", "--json"]
+    done = run_cli(*asked, "--window", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["predictions"]
+    assert [one["mask"] for one in found] == ["masks/a.png", "masks/a-2.png", "masks/wide.png"]
+    assert "drawn" not in found[0]
+    predictor = cmtvision.load(run, device="cpu")
+    for name, mask in (("one/a.png", "a.png"), ("wide.jpg", "wide.png")):
+        with Image.open(tmp_path / "masks" / mask) as picture:
+            assert picture.mode == "P"
+            assert np.array_equal(np.asarray(picture), predictor.predict(tmp_path / name, window=64)[0])
+    assert_one_error(run_cli(*asked, cwd=tmp_path), "masks/a.png: already exists", "--overwrite")
+    assert run_cli(*asked, "--overwrite", cwd=tmp_path).returncode == 0
+    assert_one_error(run_cli(*asked, "--out", "masks", cwd=tmp_path), "name two folders")
+    assert_one_error(run_cli("segment", "predict", run, "wide.jpg", "--max-pixels", "20000", cwd=tmp_path),
+                     "200 x 150 is more pixels than the limit of 20,000 .--max-pixels.")  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ctrl_c_is_answered_in_words(runs, kind):
     command = command_line(kind, "predict", runs[0] / kind, "-")
@@ -179,14 +205,34 @@ def test_commands_for_classifiers_name_the_right_one(scenes, runs, tmp_path, kin
     for asked in refused:
         assert_one_error(run_cli(*asked, cwd=tmp_path), "not a classifier")
     other = "segment" if kind == "detect" else "detect"
-    assert_one_error(run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), "a model for")
+    assert_one_error(
+        run_cli(other, "eval", root / kind, scenes / other, cwd=tmp_path), f"use `cmtvision {kind}` with it"
+    )
     done = run_cli(kind, "train", scenes / kind, "--model", "cmt_nano", "--out", "x", cwd=tmp_path)
     assert_one_error(done, "unknown", "did you mean cmt_nano_")
     done = run_cli(kind, "train", scenes / kind, "--model", MODELS[other], "--out", "x", cwd=tmp_path)
     assert_one_error(done, f"`cmtvision {other} train` trains it")
     assert_one_error(run_cli("train", scenes / kind, "--out", "x", cwd=tmp_path), f"cmtvision {kind} train")
-    done = run_cli(*words(kind, scenes, "x", "--weights", str(root / kind)), cwd=tmp_path)
-    assert_one_error(done, "no classifier")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_refused_is_refused_before_the_plan(scenes, tmp_path, kind):
+    other = "segment" if kind == "detect" else "detect"
+    for more in (["--recipe", other], ["--set", "augment.hflip=0"], ["--recipe", "fashion_mnist"]):
+        done = run_cli(kind, "train", scenes / kind, "--out", "x", *more, cwd=tmp_path)
+        assert_one_error(done)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    done = run_cli("train", scenes / kind, "--set", "scene.hflip=0", "--out", "x", cwd=tmp_path)
+    assert_one_error(done, "set augment.hflip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_without_a_scene_has_the_usual_one(scenes, tmp_path, kind):
+    (tmp_path / "own.yaml").write_text(f"base: default\nmodel:\n  name: {MODELS[kind]}\n")
+    asked = [kind, "train", scenes / kind, "--recipe", "own.yaml", "--out", "x", "--set", "model.weights=gone.pth"]
+    done = run_cli(*asked, cwd=tmp_path)
+    assert_one_error(done, "gone.pth")
+    assert "epochs of 512 x 512 px" in done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ B batch, C channels, H W height and width in pixels, K classes, N findings.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from cmtvision.artefact.card import Card, Task, model_folder
+from cmtvision.artefact.card import DENSE, Card, Task, model_folder
 from cmtvision.artefact.dense_graphs import open_graph
 from cmtvision.artefact.detections import Detections, detections
 from cmtvision.artefact.files import artefact_of
@@ -30,6 +31,7 @@ MIN_SCORE = 0.5
 """Confidence from which on a person is shown a finding, where the card knows no better one."""
 MIN_SCORE_FIGURE = "min_score"
 """The figure of a card that is a better one: F1 on the held-out images was highest with it."""
+LEAST_WINDOW = 32
 OVERLAP = 0.5
 """Share of a window that it has in common with the next."""
 
@@ -47,12 +49,26 @@ class _DensePredictor:
     task: Task
 
     def __init__(self, card: Card, network: Any, device: str = "cpu") -> None:
-        if card.task != self.task:
-            raise CheckpointError(f"a model for {card.task}, not for {self.task}")
+        _check_task(card, self.task, "this")
         self.card, self.classes = card, card.classes
         self.inputs = WholeImage(card.preprocess, *card.sides, None if card.export is None else card.export.img_size)
         self.device = torch.device(device)
         self.network = network
+
+    def inputs_for(self, window: int | None) -> WholeImage:
+        """How an image becomes the network's input: as usual, or at its own size to be looked at in windows.
+
+        Raises:
+            ConfigError: windows that are too small, or larger than the only size that an export takes.
+        """
+        if window is None:
+            return self.inputs
+        most = None if self.card.export is None else min(self.card.export.img_size)
+        if window < LEAST_WINDOW or (most is not None and window > most):
+            room = f"at least {LEAST_WINDOW} pixels"
+            room = room if most is None else f"{LEAST_WINDOW} to {most} pixels, which this export takes"
+            raise ConfigError(f"window: got {window}, expected {room}")
+        return replace(self.inputs, short_side=None, longest=None, fit=None)
 
     @classmethod
     def open(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Self:
@@ -63,13 +79,20 @@ class _DensePredictor:
             ConfigError: a runtime that is not installed, or a device that is not there.
         """
         folder, card = model_folder(path), read_named_card(path)
-        if card.task != cls.task:
-            raise CheckpointError(f"{path}: a model for {card.task}, not for {cls.task}")
+        _check_task(card, cls.task, path)
         if card.export is None:
             set_threads(threads)
             device = pick_device(device)
             return cls(card, artefact_of(card, folder).model.eval().to(device), device)
         return cls(card, open_graph(folder, card, device, threads))  # it takes and gives tensors of the processor
+
+
+def _check_task(card: Card, wanted: Task, where: object) -> None:
+    if card.task != wanted:
+        kind, command = f"a model for {card.task}", card.command
+        if card.task not in DENSE:
+            kind, command = "a classifier", "cmtvision predict"
+        raise CheckpointError(f"{where}: {kind}, not a model for {wanted}; use `{command}` with it")
 
 
 class DetectionPredictor(_DensePredictor):
@@ -127,13 +150,15 @@ class SegmentationPredictor(_DensePredictor):
 
         Args:
             images: as ``Predictor.predict`` takes them.
-            window: see ``class_map``.
+            window: see ``class_map``; the image is then not resized.
 
         Raises:
+            ConfigError: a window that does not fit.
             DataError: an image that cannot be read, by name.
         """
+        inputs = self.inputs_for(window)
         for one in each_image(images):
-            prepared = self.inputs(one)
+            prepared = inputs(one)
             image = torch.from_numpy(prepared.image).to(self.device)
             yield class_map(self.network, image, prepared.original, window)
 
@@ -216,13 +241,15 @@ def class_map(
 
     Args:
         segmenter: a ``Segmenter`` in eval mode, or a graph that behaves like one.
-        image: (C, H, W), prepared, on its device.
+        image: (C, H, W), prepared, on its device; of the original's size where it is looked at in windows.
         original: (height, width) of the original image.
         window: pixels on a side of the windows that an image is looked at in, whose probabilities are averaged where
             they overlap; None for the whole image at once.
     """
     with torch.inference_mode():
-        scores = _scores(segmenter, image) if window is None else _in_windows(segmenter, image, window)
+        if window is not None:
+            return _in_windows(segmenter, image, window)
+        scores = _scores(segmenter, image)
         found = np.empty(original, dtype=np.int64)
         # rows of the original in turn: K maps of a large photo in floats would fill the memory
         rows = max(1, 4_000_000 // (original[1] * scores.shape[0]))
@@ -237,18 +264,21 @@ def _scores(segmenter: Any, image: torch.Tensor) -> torch.Tensor:
     return probabilities
 
 
-def _in_windows(segmenter: Any, image: torch.Tensor, window: int) -> torch.Tensor:
-    if window < 32:
-        raise ConfigError(f"window: got {window}, expected at least 32 pixels")
+def _in_windows(segmenter: Any, image: torch.Tensor, window: int) -> npt.NDArray[np.int64]:
+    """The classes (H, W) of an image (C, H, W). Only the rows of one window after another have scores in memory."""
     height, width = image.shape[1:]
-    total = torch.zeros(segmenter.num_classes, height, width, device=image.device)
-    times = torch.zeros(height, width, device=image.device)
-    for top in _starts(height, window):
+    found = np.empty((height, width), dtype=np.int64)
+    tops = _starts(height, window)
+    # sums, whose largest is that of the averages
+    scores = torch.zeros(segmenter.num_classes, min(window, height), width, device=image.device)
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
         for left in _starts(width, window):
             part = image[:, top : top + window, left : left + window]
-            total[:, top : top + window, left : left + window] += _scores(segmenter, part)
-            times[top : top + window, left : left + window] += 1
-    return total / times
+            scores[:, :, left : left + window] += _scores(segmenter, part)
+        done = following - top  # rows that no later window sees
+        found[top:following] = scores[:, :done].argmax(dim=0).cpu().numpy()
+        scores = torch.cat([scores[:, done:], torch.zeros_like(scores[:, :done])], dim=1)
+    return found
 
 
 def _starts(length: int, window: int) -> list[int]:

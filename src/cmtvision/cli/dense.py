@@ -1,8 +1,8 @@
 """What ``detect`` and ``segment`` have in common: train, eval and predict, for images with annotations."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, cast
@@ -29,10 +29,11 @@ from cmtvision.cli.faults import USAGE, printable
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cmtvision.artefact.run.data import Limits
     from cmtvision.engine.dense.task import DenseEvaluation, DenseTask
     from cmtvision.recipe import Recipe
 
-Draw = Callable[[str, Callable[[], "Image.Image"]], Path | None]
+Write = Callable[[str, Callable[[], "Image.Image"]], Path | None]
 _SHOWN = 10
 
 RunArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
@@ -55,7 +56,21 @@ WindowOption: TypeAlias = Annotated[
 DrawnOption: TypeAlias = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Draw each image into it.")
 ]
-DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace drawn images.")]
+DrawOverOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace images that are there.")]
+MasksOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--masks", metavar="FOLDER", help="Write the class numbers of each image into it, as PNG."),
+]
+MaxPixelsOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        min=1,
+        max=2_000_000_000,
+        help="Refuse larger images [as the run's data.max_pixels].",
+    ),
+]
 
 
 class Words(NamedTuple):
@@ -77,7 +92,8 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             str | None, typer.Option("--model", help=f"{words.example}, ... or any timm backbone with a kind.")
         ] = None,
         weights: Annotated[
-            str | None, typer.Option("--weights", metavar="FILE|pretrained", help="Of the backbone: a classifier's.")
+            str | None,
+            typer.Option("--weights", metavar="FILE|pretrained", help="Of a classifier, or of a run of its own kind."),
         ] = None,
         recipe: Annotated[
             str | None,
@@ -121,6 +137,7 @@ def train_command(words: Words, task: "Callable[[], DenseTask]") -> Callable[...
             settings = merged_overrides(recipe or words.recipe, settings or [], shorthands)
             known = recipe_there(out, recipe, settings, None, words.recipe) if resume == "auto" else None
         settled = known or load_recipe(recipe or words.recipe, settings or [])
+        task().check(settled)  # before the plan is printed
         if known is None and recipe is None:
             try:
                 settled, index = _sized(task(), settled, data, words.recipe, settings or [])
@@ -161,8 +178,9 @@ def _sized(task: "DenseTask", recipe: "Recipe", data: str, name: str, settings: 
 
     index = task.read(recipe, data)
     given = {setting.partition("=")[0].strip() for setting in settings}
-    given |= {"model.options"} if any(key.startswith("model.options.") for key in given) else set()
     chosen = {key: value for key, value in settings_for(index, recipe).items() if key not in given}
+    if "model.options" in given:  # all of them at once
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("model.options.")}
     if given & {"scene.size", "scene.short_sides"}:  # who sets the one knows of the others
         chosen = {key: value for key, value in chosen.items() if not key.startswith("scene.")}
     return load_recipe(name, [*(f"{key}={dumps(value)}" for key, value in chosen.items()), *settings]), index
@@ -257,29 +275,42 @@ def evaluate(
     output.table(["class", found.score], rows, right=[found.score])
 
 
-Answer = tuple[str, dict[str, Any], Callable[[], "Image.Image"]]
+Answer = tuple[str, dict[str, Any], Mapping[str, Callable[[], "Image.Image"]]]
 
 
 def predict(
-    images: Sequence[str], answer: "Callable[[Image.Image], Answer]", out: Path | None, overwrite: bool, json: bool
+    run: Path,
+    images: Sequence[str],
+    answer: "Callable[[Image.Image], Answer]",
+    folders: dict[str, Path | None],
+    max_pixels: int | None,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     """Look at every image and say, print or draw what is found.
 
     Args:
+        run: the model's.
         images: as the user names them.
-        answer: of an opened image what a person reads, what JSON has of it, and what draws it.
-        out, overwrite, json: options of the command.
+        answer: of an opened image what a person reads, what JSON has of it, and what makes the images to write.
+        folders: where those are written, by the names that answers and JSON have for them; None for nowhere.
+        max_pixels, overwrite, json: options of the command.
     """
+    from cmtvision.artefact.run.data import limits_of
+
+    limits = limits_of(run)
+    limits = limits if max_pixels is None else limits._replace(max_pixels=max_pixels)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
-    with drawn_into(out, overwrite) as draw:
-        for name, picture in each_picture(images, faults):
-            said, facts, drawing = answer(picture)
-            drawn = draw(name, drawing)
-            if json:
-                rows.append({"image": name, **facts, **({} if drawn is None else {"drawn": str(drawn)})})
-                continue
-            output.result(printable(f"{name}: {said}"))
+    writers = {kind: written_into(folder, overwrite) for kind, folder in folders.items()}
+    for name, picture in each_picture(images, faults, limits):
+        said, facts, made = answer(picture)
+        files = {kind: write(name, made[kind]) for kind, write in writers.items()}
+        if json:
+            written = {kind: str(file) for kind, file in files.items() if file is not None}
+            rows.append({"image": name, **facts, **written})
+            continue
+        output.result(printable(f"{name}: {said}"))
     if json:
         output.result_json({"predictions": rows, "failed": faults})
     if faults:
@@ -287,11 +318,12 @@ def predict(
 
 
 def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int) -> list[str]:
+    from cmtvision.engine.dense.build import scene_of
+
     schedule, batch = recipe.schedule, recipe.train.batch_size
     at_once = f"{batch} images at a time" + ("" if processes == 1 else f" in each of {processes} processes")
     weights = recipe.model.weights or "random weights"
-    scene = recipe.scene
-    assert scene is not None
+    scene = scene_of(recipe)
     height, width = scene.size
     sides = f"{height} x {width}" if not scene.short_sides else f"{scene.short_sides[0]} to {scene.short_sides[-1]}"
     return [
@@ -302,8 +334,13 @@ def _plan(recipe: "Recipe", data: str, out: Path, resumed: bool, processes: int)
     ]
 
 
-def each_picture(words: Sequence[str], faults: list[str]) -> Iterator[tuple[str, "Image.Image"]]:
+def each_picture(words: Sequence[str], faults: list[str], limits: "Limits") -> Iterator[tuple[str, "Image.Image"]]:
     """Every image that is named, opened; bad ones are named on stderr, and added to ``faults``.
+
+    Args:
+        words: what the user names.
+        faults: grows by the names of bad ones.
+        limits: of an image.
 
     Raises:
         DataError: the only image that was named is bad.
@@ -317,19 +354,19 @@ def each_picture(words: Sequence[str], faults: list[str]) -> Iterator[tuple[str,
         try:
             if isinstance(source.content, DataError):
                 raise source.content
-            picture = open_image(source.content)
-        except DataError as error:
+            picture = open_image(source.content, *limits)
+        except DataError as fault:
+            error = DataError(str(fault).replace("data.max_pixels", "--max-pixels"))
             if len(words) == 1 and words[0] == source.name:
-                raise
+                raise error from None
             faults.append(source.name)
             say(str(error))
             continue
         yield source.name, picture
 
 
-@contextmanager
-def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
-    """A function that writes a drawn image into a folder and gives its path; None where there is no folder.
+def written_into(folder: Path | None, overwrite: bool) -> Write:
+    """A function that writes an image into a folder and gives its path; None where there is no folder.
 
     Raises:
         ConfigError: a file that is there already, or one in the place of the folder.
@@ -339,10 +376,10 @@ def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
     from cmtvision.files import atomic_write
 
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; name a folder to draw into")
+        raise ConfigError(f"{folder}: is a file; name a folder to write into")
     taken: set[str] = set()
 
-    def draw(name: str, picture: Callable[[], "Image.Image"]) -> Path | None:
+    def write(name: str, picture: Callable[[], "Image.Image"]) -> Path | None:
         if folder is None:
             return None
         stem = Path(name).stem or "image"
@@ -357,4 +394,4 @@ def drawn_into(folder: Path | None, overwrite: bool) -> Iterator[Draw]:
         atomic_write(folder / file, lambda partial: picture().save(partial, "PNG"))
         return folder / file
 
-    yield draw
+    return write

@@ -53,6 +53,9 @@ def recipe_there(
     if minutes is not None and "train.max_minutes" not in explicit:
         wanted["train.max_minutes"] = minutes
     stored = load_recipe(file)
+    whole = any(setting.partition("=")[0].strip() == "model.options" for setting in settings)
+    if name is None and "model.options" in wanted and not whole:  # some options: others were chosen beside them
+        wanted["model.options"] = stored.model_dump(mode="json")["model"]["options"] | wanted["model.options"]
     _refuse_others(out, wanted, stored)
     return with_settings(stored, [f"{key}={json.dumps(wanted[key])}" for key in _FREE if key in wanted])
 

@@ -16,7 +16,9 @@ for example, would start another program). How unusual images are treated:
 import io
 import os
 import sys
-from collections.abc import Collection, Iterable
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias, TypeGuard, cast
@@ -50,6 +52,7 @@ ImageSource: TypeAlias = (
 )
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit
 MAX_BYTES = 100_000_000
+_PILLOWS_LIMIT = threading.RLock()
 _CHANNELS = (1, 3, 4)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
@@ -59,6 +62,24 @@ def readable_formats() -> tuple[str, ...]:
     """Those of our formats that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def up_to(max_pixels: int) -> Iterator[None]:
+    """Inside, Pillow reads images of as many pixels, where its own limit, which the whole process has, is lower.
+
+    Whoever opens an image inside compares its size with ``max_pixels`` before decoding it, as ``open_image`` does.
+    """
+    if max_pixels <= MAX_PIXELS:
+        yield
+        return
+    with _PILLOWS_LIMIT:  # one image at a time, so that the limit is what it was afterwards
+        own = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None if own is None else max(own, max_pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = own
 
 
 def open_image(
@@ -99,7 +120,7 @@ def open_image(
     try:
         if isinstance(source, Image.Image):
             return shrunk(_plain(source, max_pixels, name), short_side)
-        with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
+        with up_to(max_pixels), Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
             return shrunk(_plain(picture, max_pixels, name, short_side), short_side)
     except DataError:
         raise
@@ -113,11 +134,14 @@ def open_image(
         raise DataError(f"{name}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None = None) -> tuple[int, int]:
+def image_size(
+    source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
     """Width and height of an image as stored, before EXIF rotation; nothing is decoded, so it may be damaged.
 
     Raises:
-        DataError: missing, too big, or not an image; one line with the name.
+        DataError: missing, not an image, or larger than both ``max_pixels`` and what Pillow opens; one line with the
+            name.
     """
     if isinstance(source, StoredPhoto):
         source, name = source.read(max_bytes), name or str(source)
@@ -125,7 +149,7 @@ def image_size(source: ImageSource, max_bytes: int = MAX_BYTES, name: str | None
         return source.size
     data, name = _content(source, max_bytes, name)
     try:
-        with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
+        with up_to(max_pixels), Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
             return picture.size
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image, or of a kind that cannot be read ({_kind(data)})") from None

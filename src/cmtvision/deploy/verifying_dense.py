@@ -6,6 +6,7 @@ the image padded to it.
 - Detectors: what one finds and the other finds too: the same class, boxes that overlap by 99%, scores within the
   tolerance. A finding at the edge of being one (its score at the threshold, its overlap with a better one at that of
   non-maximum suppression) may be there or not after any rounding, so 99% of all findings have to be found by both.
+  Two that find nothing do not agree: nothing would be known of them.
 - Segmenters: max |a - b| <= tolerance * max(1, max |a|) of all logits, and 99.9% of all pixels of one class.
 """
 
@@ -84,6 +85,8 @@ class DenseVerification:
 
     def headline(self) -> str:
         """The figures in a line."""
+        if not self.num_compared:
+            return f"{self.num_images} images: no {_OF[self.task]} to compare"
         boxes = "" if self.box_difference is None else f", of boxes {self.box_difference:.2g} px"
         what = "scores" if self.task == "detection" else f"logits up to {self.scale:.3g}"
         return (
@@ -127,10 +130,16 @@ def verify_dense(
                 tally.pixels(left, right)
         if progress is not None:
             progress(place + 1, len(chosen))
-    alike = tally.alike / tally.compared if tally.compared else 1.0
+    alike = tally.alike / tally.compared if tally.compared else 0.0
+    if not tally.compared:
+        where = "the one image" if len(chosen) == 1 else f"any of {len(chosen)} images"
+        reasons.append(
+            f"nothing was found in {where}, so there is nothing to compare; name images of its objects with --images, "
+            "or train the detector for longer"
+        )
     if task == "segmentation" and not tally.difference <= allowed * max(1.0, tally.scale):
         reasons.append(f"logits differ by {tally.difference:.2g} of {tally.scale:.3g}, {allowed:.0e} allowed")
-    if alike < _ALIKE[task]:
+    if tally.compared and alike < _ALIKE[task]:
         reasons.append(f"{alike:.2%} of {tally.compared:,} {_OF[task]} are alike, expected {_ALIKE[task]:.1%}")
     boxes = tally.edges if task == "detection" else None
     return DenseVerification(

@@ -68,6 +68,15 @@ class DetectionFigures:
     num_objects: int
 
 
+def coco_library() -> tuple[Any, Any]:
+    """The classes COCO and COCOeval_faster of faster-coco-eval. Raises ConfigError where it is not installed."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise ConfigError("COCO figures need faster-coco-eval; pip install 'cmtvision[detection]'") from None
+    return COCO, COCOeval_faster
+
+
 def coco_figures(
     samples: Sequence[DetectionSample], found: Mapping[int, Detections], num_classes: int, kind: Kind = "boxes"
 ) -> DetectionFigures:
@@ -84,10 +93,7 @@ def coco_figures(
         DataError: an image without an answer, a class number out of range, no masks.
         ConfigError: faster-coco-eval is not installed.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise ConfigError("COCO figures need faster-coco-eval; pip install 'cmtvision[detection]'") from None
+    COCO, COCOeval_faster = coco_library()  # noqa: N806  # classes
     if kind not in ("boxes", "masks"):
         raise DataError(f"kind: got {kind!r}, expected boxes or masks")
     _check(samples, found, num_classes, kind)

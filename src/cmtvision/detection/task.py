@@ -14,7 +14,7 @@ from cmtvision.artefact.detections import Detections, merged
 from cmtvision.data import DetectionIndex, DetectionSample
 from cmtvision.data.annotations import read_detection
 from cmtvision.data.training.dense_dataset import DetectionDataset, collate_detection
-from cmtvision.detection.metrics import DetectionFigures, OperatingPoint, coco_figures, operating_point
+from cmtvision.detection.metrics import DetectionFigures, OperatingPoint, coco_figures, coco_library, operating_point
 from cmtvision.engine.build import BuiltModel
 from cmtvision.engine.dense.task import DenseEvaluation, DenseTask, each_seen
 from cmtvision.engine.distributed.processes import SINGLE, Processes
@@ -110,12 +110,21 @@ class DetectionTask(DenseTask):
     annotated = read_detection
     batched = collate_detection
 
-    def check(self, recipe: Recipe) -> None:
+    def check_network(self, name: str) -> None:
         """Raise ConfigError for a network that is no detector."""
-        name = recipe.model.name
         if is_segmenter(name):
             raise ConfigError(f"model.name: {name!r} is a segmenter; `cmtvision segment train` trains it")
         split_name(name, KINDS, "detector")
+
+    def check(self, recipe: Recipe) -> None:
+        """As of ``DenseTask``; a ConfigError as well where faster-coco-eval is not installed."""
+        super().check(recipe)
+        coco_library()
+
+    def evaluate(self, *args: Any, **how: Any) -> Any:
+        """See ``DenseTask.evaluate``; a ConfigError before anything is read where faster-coco-eval is not installed."""
+        coco_library()
+        return super().evaluate(*args, **how)
 
     def read(self, recipe: Recipe, data: str | Path) -> DetectionIndex:
         """See ``cmtvision.data.annotations.read_detection``."""

@@ -26,7 +26,7 @@ from cmtvision.weights.fetch import FetchError
 class BuiltModel:
     """A model made from a recipe, the name and arguments that make it again, and its preprocess contract.
 
-    ``sides`` are those of a card, for detection and segmentation.
+    ``sides`` are those of a card, for detection and segmentation; ``notes`` are for a person, about its weights.
     """
 
     model: nn.Module
@@ -34,6 +34,7 @@ class BuiltModel:
     arguments: dict[str, Any]
     preprocess: Preprocess
     sides: tuple[int | None, int | None] = (None, None)
+    notes: tuple[str, ...] = ()
 
     @property
     def input_size(self) -> tuple[int, int, int]:

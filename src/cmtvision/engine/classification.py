@@ -69,6 +69,7 @@ class Classification:
 
     command: str = "cmtvision train"
     figures: tuple[str, ...] = ("val_loss", "val_top1", "val_top5", "val_map")
+    smaller: str = "train.batch_size=auto, model.grad_checkpointing=true or a smaller model.img_size"
 
     def read(self, recipe: Recipe, data: str | Path) -> DatasetIndex:
         """See ``cmtvision.data.read_dataset``."""

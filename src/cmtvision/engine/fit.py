@@ -157,6 +157,9 @@ def fit(
         now.doing = "building the network"
         with quiet_lightning(), run_settings(recipe):
             built = task.build(recipe, photos, go_on)
+            if console is not None:
+                for line in built.notes:
+                    console.print(line, highlight=False, markup=False)
             freeze(built.model, recipe)
             if recipe.train.channels_last:
                 built.model.to(memory_format=torch.channels_last)
@@ -241,8 +244,7 @@ def _run(
         trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"batches of {batch_size} do not fit in the memory of {device}; set train.batch_size=auto, "
-            "model.grad_checkpointing=true or a smaller model.img_size"
+            f"batches of {batch_size} do not fit in the memory of {device}; set {task.smaller}"
         ) from error
     except (RuntimeError, KeyError) as error:
         if resume and "state_dict" in str(error):

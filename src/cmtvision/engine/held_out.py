@@ -7,10 +7,17 @@ from cmtvision.data import DatasetIndex, read_dataset
 from cmtvision.data.listing.splits import held_out
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import Recipe
+from cmtvision.recipe.other_tasks import check_no_scene
 
 
 def read_photos(recipe: Recipe, data: str | Path, verify: bool = True) -> DatasetIndex:
-    """The list of a data set's photos, read and split as the recipe's data section says; see ``read_dataset``."""
+    """The list of a data set's photos, read and split as the recipe's data section says; see ``read_dataset``.
+
+    Raises:
+        ConfigError: the recipe is that of a detector or segmenter.
+        DataError: data that cannot be used.
+    """
+    check_no_scene(recipe)
     section = recipe.data
     return read_dataset(
         data,

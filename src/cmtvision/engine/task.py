@@ -80,10 +80,12 @@ class Task(Protocol):
     Attributes:
         command: what a person types to train.
         figures: names of what ``judge`` measures, the columns of metrics.csv.
+        smaller: the settings that help where memory is too small, in words.
     """
 
     command: str
     figures: tuple[str, ...]
+    smaller: str
 
     def read(self, recipe: Recipe, data: str | Path) -> Any:
         """The images: an index with ``classes``, ``train``, ``val``, ``test``, ``skipped`` and ``fingerprint``, whose

@@ -77,7 +77,8 @@ class DataSection(Section):
     shrink: Annotated[float, Field(ge=1.0)] | None = None
     """Shrink training photos as they are read, where a random crop follows, to a shorter side of this many times the
     input's: JPEG files are decoded faster then, and the cache takes less memory. None leaves them whole."""
-    max_pixels: Count = 89_478_485
+    max_pixels: Annotated[int, Field(ge=1, le=2_000_000_000)] = 89_478_485
+    """Larger images are left out. There is always a limit: a file of a few bytes can claim to be any size."""
     max_bytes: Count = 100_000_000
     image_column: str | None = None
     """Column of the image, or of its path, in a table (CSV, Parquet, Hugging Face); None finds it by its usual name."""
@@ -143,7 +144,7 @@ class AugmentSection(Section):
 class SceneSection(Section):
     """Detection and segmentation: how large images are, and how they are changed at random to train on.
 
-    Of the sections data, augment, loss and distill, what is about classes of whole images has no meaning there.
+    What only classifiers read, such as the sections augment, loss and distill, is refused there (other_tasks.py).
     """
 
     size: tuple[Count, Count] = (512, 512)

@@ -5,7 +5,7 @@ unless training hands it what it found.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from PIL import Image
 from cmtvision.artefact.card import DENSE, Card
 from cmtvision.artefact.dense import MIN_SCORE, SegmentationPredictor
 from cmtvision.artefact.detections import Detections
-from cmtvision.artefact.run.data import check_local
+from cmtvision.artefact.run.data import check_local, limits_of
 from cmtvision.artefact.run.names import REPORT_FILE
 from cmtvision.artefact.run.read import read_run
 from cmtvision.data import DetectionSample, SegmentationSample, open_image
@@ -40,6 +40,7 @@ from cmtvision.segmentation.task import SEGMENTATION
 PICTURES = 6
 _LOOKED_AT = 200  # images of a segmentation run that are looked at for the worst
 _SIDE = 420  # pixels of a picture on the page, the longer side
+Opened = Callable[[Path], Image.Image]
 _SIZES = {"below 32 x 32 px": "small", "32 to 96 px": "medium", "larger": "large"}
 
 
@@ -106,10 +107,15 @@ def write_dense_report(
                 measured = task.measure(
                     task.predictor.open(content.folder, device), content.folder, where, split, progress=progress
                 )
+        limits = limits_of(content.folder)
+
+        def opened(path: Path) -> Image.Image:
+            return open_image(path, *limits)
+
         if isinstance(measured, DetectionEvaluation):
-            pictured = _worst_detections(measured)
+            pictured = _worst_detections(measured, opened)
         else:
-            pictured = _worst_maps(measured.samples, SegmentationPredictor.open(content.folder, device))
+            pictured = _worst_maps(measured.samples, SegmentationPredictor.open(content.folder, device), opened)
     except DataError as error:
         if data is not None:
             raise
@@ -209,7 +215,7 @@ def _percent(value: float | None) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
-def _worst_detections(found: DetectionEvaluation) -> list[Pictured]:
+def _worst_detections(found: DetectionEvaluation, opened: Opened) -> list[Pictured]:
     """The images with most objects missed and wrong boxes, of those that a person is shown."""
     shown_from = MIN_SCORE if found.point is None else found.point.score
     judgements = []
@@ -223,7 +229,7 @@ def _worst_detections(found: DetectionEvaluation) -> list[Pictured]:
     for total, missed, wrong, sample, answer in judgements[:PICTURES]:
         if not total:
             break
-        picture = open_image(sample.path)
+        picture = opened(sample.path)
         truth = with_boxes(picture, _as_found(sample), found.classes, scores=False)
         drawn = with_boxes(picture, answer, found.classes)
         boxes = "1 wrong box" if wrong == 1 else f"{wrong} wrong boxes"
@@ -241,19 +247,21 @@ def _as_found(sample: DetectionSample) -> Detections:
     return Detections(sample.boxes, sure, sample.labels, masks, sample.size if masks is not None else (0, 0))
 
 
-def _worst_maps(samples: Sequence[SegmentationSample], predictor: SegmentationPredictor) -> list[Pictured]:
+def _worst_maps(
+    samples: Sequence[SegmentationSample], predictor: SegmentationPredictor, opened: Opened
+) -> list[Pictured]:
     """Of some images those with the largest share of wrong pixels."""
     chosen = samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
     judged = []
     for sample in chosen:
-        truth, answer = sample.mask.read(), predictor.predict(sample.path)[0]
+        truth, answer = sample.mask.read(), predictor.predict(opened(sample.path))[0]
         counts = confusion_counts(truth, answer, len(predictor.classes), sample.void)
         right = float(np.trace(counts)) / max(1, int(counts.sum()))
         judged.append((right, sample, truth, answer))
     judged.sort(key=lambda one: one[0])
     pictured = []
     for right, sample, truth, answer in judged[:PICTURES]:
-        picture = open_image(sample.path)
+        picture = opened(sample.path)
         shown = np.where(truth == sample.void, len(predictor.classes), truth)
         pictured.append(
             Pictured(

@@ -21,6 +21,8 @@ COLOURS = (
 )  # fmt: skip
 _TURNS = ((0, 0.0), (255, 0.5), (0, 0.45))  # lighter, darker: towards what, and how far
 BACKGROUND = "background"
+MOST_COLOURS = 256
+"""Of a palette."""
 _OPACITY = 0.45  # of a colour over the picture
 _LEAST_SIDE = 480  # smaller pictures are enlarged, so that names can be read
 
@@ -68,6 +70,18 @@ def with_classes(picture: Image.Image, classes: npt.NDArray[np.integer], names: 
     factor = _factor(picture)
     tinted = Image.fromarray(mixed.round().astype(np.uint8))
     return tinted.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def as_mask(classes: npt.NDArray[np.integer], names: Sequence[str]) -> Image.Image:
+    """Class numbers (H, W) as the pixels of an image: up to 256 classes as a palette of 8 bits, more as 16-bit gray."""
+    if len(names) > MOST_COLOURS:
+        return Image.fromarray(classes.astype(np.uint16))
+    mask = Image.fromarray(classes.astype(np.uint8))
+    colours = [colour_of(label) for label in range(MOST_COLOURS)]  # all of them: with few, Pillow would save fewer bits
+    for label in [place for place, name in enumerate(names) if name == BACKGROUND]:
+        colours[label] = (0, 0, 0)
+    mask.putpalette([part for colour in colours for part in colour])
+    return mask
 
 
 def _factor(picture: Image.Image) -> int:

@@ -105,9 +105,8 @@ class SegmentationTask(DenseTask):
     annotated = read_segmentation
     batched = collate_segmentation
 
-    def check(self, recipe: Recipe) -> None:
+    def check_network(self, name: str) -> None:
         """Raise ConfigError for a network that is no segmenter."""
-        name = recipe.model.name
         if is_detector(name):
             raise ConfigError(f"model.name: {name!r} is a detector; `cmtvision detect train` trains it")
         split_name(name, KINDS, "segmenter")

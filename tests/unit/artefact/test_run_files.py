@@ -5,15 +5,24 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from annotated_files import box, coco, jpeg
 from engine_photos import write_photos
 from PIL import Image
 
-from cmtvision.artefact.run.data import data_of, name_of, read_as_the_run, read_run_data
+from cmtvision.artefact.run.data import (
+    data_of,
+    limits_of,
+    name_of,
+    read_annotated_as_the_run,
+    read_as_the_run,
+    read_run_data,
+)
 from cmtvision.artefact.run.write import check_free, is_unbegun, write_beginning
-from cmtvision.data import read_dataset, write_split
+from cmtvision.data import MAX_BYTES, MAX_PIXELS, read_dataset, write_split
 from cmtvision.errors import ConfigError, DataError
 from cmtvision.recipe import dump_recipe, load_recipe
 
@@ -51,6 +60,27 @@ def new_photo(file, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 255, (20, 20), dtype=np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file)
+
+
+def test_the_limits_of_a_run_are_those_of_its_recipe(tmp_path):
+    data = write_photos(tmp_path / "photos", per_class=5)
+    write_run(tmp_path / "run", data, "data.max_pixels=400000000", "data.max_bytes=5000")
+    assert limits_of(tmp_path / "run") == (400_000_000, 5_000)
+    assert limits_of(tmp_path) == (MAX_PIXELS, MAX_BYTES)
+    with pytest.raises(ConfigError, match=r"data\.max_pixels"):  # a recipe cannot do without a limit
+        load_recipe("demo", ["data.max_pixels=3000000000"])
+
+
+def test_annotated_images_are_read_with_the_limits_of_the_run(tmp_path):
+    write_run(tmp_path / "run", write_photos(tmp_path / "photos", per_class=5), "data.max_pixels=5000")
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 40 * number, "width": 60} for number in (1, 9)]
+    for one in images:
+        jpeg(tmp_path / "data" / "train" / one["file_name"], one["height"], one["width"])
+    data = coco(tmp_path / "data", [box(1), box(9)], images)
+    card = SimpleNamespace(task="detection", classes=["cat", "dog"], data_fingerprint="")
+    index = read_annotated_as_the_run(tmp_path / "run", data, card)
+    assert [one.path.name for one in index.train] == ["1.jpg"]
+    assert [one.path.name for one in index.skipped] == ["9.jpg"]
 
 
 def test_the_photos_that_a_run_held_out_are_found_again(run):

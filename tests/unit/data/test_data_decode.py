@@ -8,6 +8,7 @@ from data_files import odd_images, photo, truncated_jpeg
 from PIL import Image
 
 from cmtvision.data import Preprocess, each_image, open_image
+from cmtvision.data.decode import MAX_PIXELS, image_size, up_to
 from cmtvision.errors import DataError
 
 
@@ -89,6 +90,22 @@ def test_bad_files_give_one_line_with_their_name(tmp_path):
         assert reason in str(caught.value)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_limit_above_pillows_own_is_honoured_and_pillows_is_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # twice as many are an error of Pillow's
+    photo(100, 100).save(tmp_path / "a.png")
+    photo(100, 100).save(tmp_path / "a.tif")
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(DataError, match="more pixels than the limit"):
+            open_image(tmp_path / name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert open_image(tmp_path / name, max_pixels=MAX_PIXELS + 1).size == (100, 100)
+        assert image_size(tmp_path / name, max_pixels=MAX_PIXELS + 1) == (100, 100)
+        assert Image.MAX_IMAGE_PIXELS == 1_000
+    with up_to(MAX_PIXELS + 1), pytest.raises(DataError, match="100 x 100 is more pixels"):
+        open_image(tmp_path / "a.png", max_pixels=9_999)
 
 
 def test_limits_are_checked_before_decoding(tmp_path):

@@ -7,7 +7,7 @@ Exports carry copies.
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmtvision.artefact.card import Card, model_folder
 from cmtvision.artefact.run.names import RECIPE_FILE, RUN_FILE, SPLIT_FILE
@@ -18,7 +18,7 @@ from cmtvision.data.listing.split_file import take_split
 from cmtvision.data.sources.tables import is_table
 from cmtvision.data.sources.words import absolute, is_remote, source_text
 from cmtvision.errors import ConfigError, DataError
-from cmtvision.recipe import load_recipe
+from cmtvision.recipe import DataSection, load_recipe
 
 
 def name_of(data: str | Path) -> str:
@@ -96,10 +96,32 @@ def read_run_data(folder: str | Path, *, multi_label: bool = False, verify: bool
     return read_as_the_run(folder, data, multi_label=multi_label, verify=verify)
 
 
+class Limits(NamedTuple):
+    """Of an image that is read, see ``open_image``."""
+
+    max_pixels: int
+    max_bytes: int
+
+
+def limits_of(folder: str | Path) -> Limits:
+    """With which a run read its images; the usual ones where that is not on record.
+
+    Args:
+        folder: a run folder or an export of one, or a file in it.
+    """
+    try:
+        section = load_recipe(model_folder(folder) / RECIPE_FILE).data
+    except (OSError, ConfigError):
+        section = DataSection()
+    return Limits(section.max_pixels, section.max_bytes)
+
+
 def read_annotated_as_the_run(
     folder: str | Path, data: str | Path, card: Card, *, verify: bool = True
 ) -> AnnotationIndex[Any]:
     """Annotated images with the classes of a detector or segmenter, a run's own ones in the parts that it had them in.
+
+    Images are left out that are too large for the run.
 
     Args:
         folder: a run folder or an export of one, or a file in it.
@@ -111,7 +133,8 @@ def read_annotated_as_the_run(
         DataError: the data cannot be used, or the run's split cannot be read.
     """
     read: Any = read_detection if card.task == "detection" else read_segmentation
-    index: AnnotationIndex[Any] = read(data, val_fraction=0, classes=card.classes, verify=verify)
+    limits = limits_of(folder)._asdict()
+    index: AnnotationIndex[Any] = read(data, val_fraction=0, classes=card.classes, verify=verify, **limits)
     split = model_folder(folder) / SPLIT_FILE
     return take_annotated_split(index, split, card.data_fingerprint) if split.is_file() else index
 

@@ -47,6 +47,7 @@ def predict(
         typer.Option("--min-score", help="Leave out what it is less sure of [best on the held-out images, else 0.5]."),
     ] = None,
     out: dense.DrawnOption = None,
+    max_pixels: dense.MaxPixelsOption = None,
     device: dense.DeviceOption = "auto",
     overwrite: dense.DrawOverOption = False,
     json: JsonOption = False,
@@ -69,9 +70,9 @@ def predict(
             for place, (box, score, label) in enumerate(zip(found.boxes, found.scores, found.labels, strict=True))
         ]
         said = "; ".join(f"{one['label']} {one['score']:.0%}" for one in objects) or "nothing"
-        return said, {"objects": objects}, partial(with_boxes, picture, found, predictor.classes)
+        return said, {"objects": objects}, {"drawn": partial(with_boxes, picture, found, predictor.classes)}
 
-    dense.predict(images, answer, out, overwrite, json)
+    dense.predict(run, images, answer, {"drawn": out}, max_pixels, overwrite, json)
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {

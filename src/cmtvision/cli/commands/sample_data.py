@@ -104,3 +104,5 @@ def _write_scenes(
         f"{summary.directory}: {summary.num_train:,} scenes to train on, {summary.num_val:,} held out, "
         f"{summary.num_objects:,} objects, {len(summary.classes)} classes"
     )
+    command = {"detection": "detect", "segmentation": "segment"}[kind]
+    output.note(f"next: cmtvision {command} train {quote(str(summary.directory))}")

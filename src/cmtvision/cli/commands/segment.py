@@ -45,7 +45,9 @@ def predict(
     run: dense.RunArgument,
     images: dense.ImagesArgument,
     out: dense.DrawnOption = None,
+    masks: dense.MasksOption = None,
     window: dense.WindowOption = None,
+    max_pixels: dense.MaxPixelsOption = None,
     device: dense.DeviceOption = "auto",
     overwrite: dense.DrawOverOption = False,
     json: JsonOption = False,
@@ -54,8 +56,11 @@ def predict(
     import numpy as np
 
     from cmtvision.artefact.dense import SegmentationPredictor
-    from cmtvision.report.drawn import with_classes
+    from cmtvision.errors import ConfigError
+    from cmtvision.report.drawn import as_mask, with_classes
 
+    if out is not None and masks is not None and out.resolve() == masks.resolve():
+        raise ConfigError("--out and --masks: the files have the same names; name two folders")
     predictor = SegmentationPredictor.open(run, device)
 
     def answer(picture: "Image.Image") -> dense.Answer:
@@ -63,9 +68,13 @@ def predict(
         shares = np.bincount(found.ravel(), minlength=len(predictor.classes)) / found.size
         named = {predictor.classes[place]: float(shares[place]) for place in np.argsort(-shares) if shares[place]}
         said = ", ".join(f"{label} {share:.1%}" for label, share in list(named.items())[:_NAMED])
-        return said, {"shares": named}, partial(with_classes, picture, found, predictor.classes)
+        made = {
+            "drawn": partial(with_classes, picture, found, predictor.classes),
+            "mask": partial(as_mask, found, predictor.classes),
+        }
+        return said, {"shares": named}, made
 
-    dense.predict(images, answer, out, overwrite, json)
+    dense.predict(run, images, answer, {"drawn": out, "mask": masks}, max_pixels, overwrite, json)
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {

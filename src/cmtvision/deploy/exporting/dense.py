@@ -75,5 +75,6 @@ def verified_dense(
         network, opened, images, tolerance=tolerance, num_images=max(1, len(images)), progress=progress
     )
     if not found.passed:
-        raise ExportError(f"the export differs from the model: {'; '.join(found.reasons)}; nothing was kept")
+        fault = "differs from the model" if found.num_compared else "is not verified"
+        raise ExportError(f"the export {fault}: {'; '.join(found.reasons)}; nothing was kept")
     return found

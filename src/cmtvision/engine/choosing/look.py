@@ -116,7 +116,7 @@ def look_at_photos(
         try:
             # what is stored elsewhere is read once
             source = path.read(max_bytes) if isinstance(path, StoredPhoto) else path
-            size = min(image_size(source, max_bytes, str(path)))
+            size = min(image_size(source, max_bytes, str(path), max_pixels))
             picture = open_image(source, max_pixels, max_bytes, str(path), short_side=_LARGEST)
         except DataError as error:
             fault = fault or str(error)

@@ -32,5 +32,5 @@ def settings_for(index: AnnotationIndex[Any], recipe: Recipe) -> dict[str, Any]:
     }
     kind = recipe.model.name.rpartition("_")[2]
     if side <= SMALL and kind in ("retinanet", "fasterrcnn", "maskrcnn"):
-        chosen["model.options"] = {"anchor_scale": SMALL_ANCHORS}
+        chosen["model.options.anchor_scale"] = SMALL_ANCHORS
     return chosen

@@ -14,7 +14,7 @@ from cmtvision.artefact import Artefact
 from cmtvision.artefact.card import Task as Kind
 from cmtvision.artefact.dense import DetectionPredictor, SegmentationPredictor
 from cmtvision.artefact.predictor import pick_device
-from cmtvision.artefact.run.data import read_annotated_as_the_run
+from cmtvision.artefact.run.data import limits_of, read_annotated_as_the_run
 from cmtvision.data import DatasetIndex, EpochSampler, Skipped
 from cmtvision.data.annotations.samples import NO_CLASS, AnnotationIndex
 from cmtvision.data.annotations.splits import as_in, images_of
@@ -30,6 +30,7 @@ from cmtvision.engine.plan import RunPlan
 from cmtvision.engine.task import Final, Judged, Objective
 from cmtvision.errors import ConfigError
 from cmtvision.recipe import DataSection, Recipe
+from cmtvision.recipe.other_tasks import check_no_classifier_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +101,27 @@ class DenseTask(ABC):
     kind: ClassVar[Kind]
     command: str
     figures: tuple[str, ...]
+    smaller: str = (
+        "a smaller train.batch_size and a larger train.accumulate, model.grad_checkpointing=true or a smaller "
+        "scene.size (with scene.short_sides, shorter ones and a smaller scene.longest)"
+    )
     predictor: type[DetectionPredictor] | type[SegmentationPredictor]
     annotated: Callable[..., Any]
     batched: Callable[..., Any]
 
     @abstractmethod
+    def check_network(self, name: str) -> None:
+        """Raise ConfigError for the name of a network that has another task."""
+
     def check(self, recipe: Recipe) -> None:
-        """Raise ConfigError for a network that has another task."""
+        """What can be refused before any image is read.
+
+        Raises:
+            ConfigError: a network that has another task, or a setting that only classifiers have.
+        """
+        self.check_network(recipe.model.name)
+        check_no_classifier_settings(recipe)
+        _batch_size(recipe)
 
     @abstractmethod
     def dataset(
@@ -145,7 +160,7 @@ class DenseTask(ABC):
         """See ``cmtvision.data.annotations``.
 
         Raises:
-            ConfigError: the recipe's network has another task.
+            ConfigError: what ``check`` refuses.
             DataError: data that cannot be used.
         """
         self.check(recipe)
@@ -178,9 +193,7 @@ class DenseTask(ABC):
         Raises:
             ConfigError: it is to be found out, which is for classifiers.
         """
-        if recipe.train.batch_size == "auto":
-            raise ConfigError("train.batch_size: auto is for classifiers; give a number")
-        return min(recipe.train.batch_size, len(index.train) // processes.world_size)
+        return min(_batch_size(recipe), len(index.train) // processes.world_size)
 
     def train_loader(
         self, index: Any, built: BuiltModel, recipe: Recipe, batch_size: int, processes: Processes
@@ -272,10 +285,18 @@ class DenseTask(ABC):
         """Measure an opened network, in processes that have been joined or in this one alone; see ``evaluate``."""
         index = processes.first(lambda: read_annotated_as_the_run(model, data, predictor.card))
         samples, chosen = part_of(index, split)
-        loader = self.eval_loader(samples, predictor.inputs, DataSection(workers=workers), processes)
+        section = DataSection(workers=workers, **limits_of(model)._asdict())
+        loader = self.eval_loader(samples, predictor.inputs_for(how.get("window")), section, processes)
         found = self.evaluated(predictor.network, loader, predictor.device, processes, progress, **how)
-        notes = [*index.notes, *evaluation_notes(images_of(index), chosen)]
+        notes = evaluation_notes(images_of(index), chosen)  # with the index's own
         return replace(found, classes=predictor.classes, split=chosen, skipped=index.skipped, notes=notes)
+
+
+def _batch_size(recipe: Recipe) -> int:
+    size = recipe.train.batch_size
+    if size == "auto":
+        raise ConfigError("train.batch_size: auto is for classifiers; give a number")
+    return size
 
 
 def part_of(index: AnnotationIndex[Any], split: Split) -> tuple[list[Any], str]:
