@@ -21,13 +21,14 @@ from cmtvision.artefact.run.names import REPORT_FILE
 from cmtvision.artefact.run.read import read_run
 from cmtvision.data import DetectionSample, SegmentationSample, open_image
 from cmtvision.data.annotations.outlines import counts_to_text, encode_counts
+from cmtvision.data.annotations.samples import BACKGROUND
 from cmtvision.detection.metrics import RIGHT, WRONG, judged
 from cmtvision.detection.task import DETECTION, DetectionEvaluation
 from cmtvision.engine.dense.task import DenseEvaluation, DenseTask
 from cmtvision.engine.evaluation.evaluate import Split
 from cmtvision.errors import CheckpointError, ConfigError, DataError
 from cmtvision.files import write_text
-from cmtvision.report.drawn import BACKGROUND, colour_of, with_boxes, with_classes
+from cmtvision.report.drawn import colour_of, with_boxes, with_classes
 from cmtvision.report.evaluated import Stage, silent
 from cmtvision.report.figures import Chart, curves, precision_recall
 from cmtvision.report.folder_facts import duration

@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cmtvision.artefact.detections import Detections
 from cmtvision.data.annotations.outlines import counts_from_text, decode_counts
+from cmtvision.data.annotations.samples import BACKGROUND
 
 COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
     (160, 160, 160),
 )  # fmt: skip
 _TURNS = ((0, 0.0), (255, 0.5), (0, 0.45))  # lighter, darker: towards what, and how far
-BACKGROUND = "background"
 MOST_COLOURS = 256
 """Of a palette."""
 _OPACITY = 0.45  # of a colour over the picture

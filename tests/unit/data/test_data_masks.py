@@ -8,6 +8,7 @@ from PIL import Image
 
 from cmtvision.data import read_segmentation
 from cmtvision.data.annotations.mask_files import read_mask
+from cmtvision.data.decode import MAX_PIXELS
 from cmtvision.errors import DataError
 
 
@@ -52,6 +53,16 @@ def test_masks_of_0_and_255_are_background_and_foreground(tmp_path):
     Image.fromarray(striped(0, 1)).save(root / "train" / "masks" / "1.png")
     index = read_segmentation(root)  # where another number says what 255 is, nothing is guessed
     assert [sample.labels for sample in index.train] == [(0,), (0, 1)]
+
+
+def test_images_and_masks_above_pillows_own_limit(tmp_path, monkeypatch):
+    root = masks(tmp_path, {"train": [striped(0, 1)], "val": [striped(1, 0)]})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # of 600; twice as many are an error
+    with pytest.raises(DataError, match="more pixels than the limit"):
+        read_segmentation(root)
+    for verify in (True, False):
+        index = read_segmentation(root, max_pixels=MAX_PIXELS + 1, verify=verify)
+        assert index.train[0].mask.read().shape == (20, 30)
 
 
 def test_masks_of_a_single_class_are_refused(tmp_path):

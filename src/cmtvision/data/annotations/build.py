@@ -17,7 +17,7 @@ from cmtvision.data.annotations.orientation import Size, turn_needed, turned_box
 from cmtvision.data.annotations.outlines import Outline
 from cmtvision.data.annotations.raw import LeftOut, RawImage, RawListing, RawObject
 from cmtvision.data.annotations.samples import AnnotationIndex, DetectionSample, Sample, SegmentationSample
-from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, open_image, orientation, readable_formats
+from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, open_image, orientation, readable_formats, up_to
 from cmtvision.data.listing.index import Skipped
 from cmtvision.data.listing.splits import held_out
 from cmtvision.errors import DataError
@@ -69,7 +69,7 @@ def image_facts(path: Path, options: BuildOptions) -> Facts:
             raise DataError("no such file")
         if options.verify:
             open_image(path, options.max_pixels, options.max_bytes, short_side=_VERIFIED_SIDE)
-        with Image.open(path, formats=readable_formats()) as picture:
+        with up_to(options.max_pixels), Image.open(path, formats=readable_formats()) as picture:
             width, height = picture.size
             turned = orientation(picture)
     except DataError as error:

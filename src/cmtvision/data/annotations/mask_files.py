@@ -12,7 +12,7 @@ from cmtvision.data.annotations.limits import read_bytes
 from cmtvision.data.annotations.orientation import turned_mask
 from cmtvision.data.annotations.outlines import Outline
 from cmtvision.data.annotations.samples import NO_CLASS, ClassMap
-from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS
+from cmtvision.data.decode import MAX_BYTES, MAX_PIXELS, up_to
 from cmtvision.errors import DataError
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
@@ -117,7 +117,7 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYT
         size = path.stat().st_size
         if size > max_bytes:
             raise DataError(f"{path}: {size:,} bytes, more than the limit of {max_bytes:,} (data.max_bytes)")
-        with Image.open(path, formats=_FORMATS) as picture:
+        with up_to(max_pixels), Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > max_pixels:
                 raise DataError(
                     f"{path}: {picture.width} x {picture.height} is more pixels than the limit of {max_pixels:,} "

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmtvision.data.annotations.outlines import counts_to_text, encode_counts, mask_box
+from cmtvision.data.annotations.samples import BACKGROUND
 from cmtvision.data.sample import CLASSES, MARK, Photos, licence, photos_in_parts
 from cmtvision.data.scenes.compose import Scene, compose
 from cmtvision.data.scenes.draws import Draws
@@ -28,7 +29,6 @@ from cmtvision.errors import DataError
 
 Progress = Callable[[int, int], None]
 Task = Literal["detection", "segmentation"]
-BACKGROUND = "background"
 NUM_SCENES, MOST_SCENES = 1_000, 100_000
 SIZE, LEAST_SIZE, MOST_SIZE = 128, 64, 1_024
 _VAL_SHARE = 5  # one scene of so many is held out
