@@ -7,9 +7,10 @@ With --training: what those of training gain, in a step of cmt_ti at 160 px, bat
 beside the plain one of throughput.py; the rule was 1.15 times the step without them. Its record is
 benchmarks/records/native-training.json.
 
-One process, float32, weights of no training; in each round every form computes the same batch, so that a busy machine
-slows them all. Exports are verified before they are timed. The rule by which the loops were kept: at least 1.15 times
-the faster of OpenVINO and ONNX Runtime for cmt_s, at batch 1 or 8. The record is benchmarks/records/native-loops.json.
+One process, float32 and bfloat16 (where the processor multiplies it), weights of no training; in each round every form
+computes the same batch, so that a busy machine slows them all. Exports are verified before they are timed; ONNX Runtime
+has no bfloat16 on CPUs. The rule by which the loops were kept: at least 1.15 times the faster of OpenVINO and ONNX
+Runtime for cmt_s, at batch 1 or 8. The record is benchmarks/records/native-loops.json.
 """
 
 import argparse
@@ -28,12 +29,14 @@ from record import write_record
 from throughput import our_network, our_step, plain_step
 
 from cmtvision.artefact import Artefact, load, write_artefact
+from cmtvision.artefact.card import RuntimeName
 from cmtvision.data import Preprocess
 from cmtvision.deploy import export
+from cmtvision.deploy.exporting.export import Precision
 from cmtvision.machine import keep_freed_memory
 from cmtvision.models import create_model
 from cmtvision.models.accelerate.fusing.fuse import FusedAttention, FusedCMT, fuse
-from cmtvision.models.accelerate.fusing.fused_layers import FusedConv, LastNorm
+from cmtvision.models.accelerate.fusing.fused_layers import FusedConv, LastNorm, can_pack
 from cmtvision.models.accelerate.modules import FastAttention, FastIRFFN, MapLayerNorm, TokenLinear
 from cmtvision.models.accelerate.native.library import library
 
@@ -51,14 +54,15 @@ def only(network: FusedCMT, kinds: tuple[type, ...]) -> FusedCMT:
     return network
 
 
-def exports(model: Any, name: str, preprocess: Preprocess, folder: Path) -> dict[str, Any]:
+def exports(model: Any, name: str, preprocess: Preprocess, precision: Precision, folder: Path) -> dict[str, Any]:
     """The network in other runtimes, opened."""
     classes = [str(number) for number in range(model.num_classes)]
     write_artefact(folder / "run", Artefact(name, {}, classes, preprocess, model=model))
     photos = write_photos(folder / "photos", 8)
+    others: list[RuntimeName] = ["openvino", "onnx"] if precision == "fp32" else ["openvino"]
     return {
-        "openvino": load(export(folder / "run", "openvino", folder / "openvino", images=photos).folder, "cpu").runtime,
-        "onnx": load(export(folder / "run", "onnx", folder / "onnx", images=photos).folder, "cpu").runtime,
+        to: load(export(folder / "run", to, folder / to, precision=precision, images=photos).folder, "cpu").runtime
+        for to in others
     }
 
 
@@ -126,6 +130,19 @@ def main() -> None:
     torch.manual_seed(0)
     model: Any = create_model(options.model).eval()
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model))
+    content: dict[str, Any] = {"model": options.model, "pixels": list(preprocess.size), "precisions": {}}
+    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32}
+    if can_pack(torch.device("cpu"), torch.bfloat16):
+        precisions["bf16"] = torch.bfloat16
+    for precision, dtype in precisions.items():
+        content["precisions"][precision] = inference(options.model, model, preprocess, precision, dtype, options.rounds)
+    write_record("native-loops", "python benchmarks/native_loops.py", content)
+
+
+def inference(
+    name: str, model: Any, preprocess: Preprocess, precision: Precision, dtype: torch.dtype, count: int
+) -> dict[int, Any]:
+    """What each form of a network does in one precision, by batch size."""
     height, width = preprocess.size
     forms: dict[str, Callable[[Any], Any]] = {}
 
@@ -140,15 +157,16 @@ def main() -> None:
         "fused, native": (LastNorm, FusedConv, FusedAttention),
     }
     for form, kinds in kept.items():
-        forms[form] = in_torch(only(fuse(model, preprocess.size), kinds))
-    content: dict[str, Any] = {"model": options.model, "pixels": list(preprocess.size), "batches": {}}
+        forms[form] = in_torch(only(fuse(model, preprocess.size, dtype), kinds))
+    batches: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as place, torch.inference_mode():
-        forms |= exports(model, options.model, preprocess, Path(place))
+        others = exports(model, name, preprocess, precision, Path(place))
+        forms |= others
         for size in BATCHES:
             batch = np.random.default_rng(0).normal(size=(size, 3, height, width)).astype(np.float32)
             expected = model(torch.from_numpy(batch)).numpy()
             rounds: list[dict[str, float]] = []
-            for number in range(options.rounds + 2):
+            for number in range(count + 2):
                 seconds = {}
                 for form, compute in forms.items():
                     time.sleep(PAUSE)
@@ -166,11 +184,12 @@ def main() -> None:
                 for form, compute in forms.items()
             }
             best = statistics.median(
-                min(one["openvino"], one["onnx"]) / one["fused, native"] for one in rounds
+                min(one[form] for form in others) / one["fused, native"] for one in rounds
             )  # of each round the faster
-            content["batches"][size] = {"forms": found, "against_the_best_runtime": round(best, 3)}
-            print(size, {form: row["images_per_second"] for form, row in found.items()}, f"{best:.2f}", flush=True)
-    write_record("native-loops", "python benchmarks/native_loops.py", content)
+            batches[size] = {"forms": found, "against_the_best_runtime": round(best, 3)}
+            speeds = {form: row["images_per_second"] for form, row in found.items()}
+            print(precision, size, speeds, f"{best:.2f}", flush=True)
+    return batches
 
 
 if __name__ == "__main__":

@@ -465,18 +465,20 @@ def gpu_kernels() -> str:
 def native_loops() -> str:
     """A fused network with and without native loops, beside two runtimes."""
     found = record("native-loops")
-    batches = found["batches"]
+    cells = [(precision, size, cell) for precision, of in found["precisions"].items() for size, cell in of.items()]
     name, pixels = found["model"], found["pixels"][0]
     lines = [
-        f"| {name}, {pixels} px | " + " | ".join(f"Batch {size}, images/s" for size in batches) + " |",
-        "|---|" + "---|" * len(batches),
+        f"| {name}, {pixels} px, images/s | " + " | ".join(f"{kind}, batch {size}" for kind, size, _ in cells) + " |",
+        "|---|" + "---|" * len(cells),
     ]
-    for form in batches["1"]["forms"]:
-        rows = [batches[size]["forms"][form] for size in batches]
-        cells = [f"{row['images_per_second']:.1f} ({row['against_fused']:.2f}x)" for row in rows]
+    for form in cells[0][2]["forms"]:
+        rows = [cell["forms"].get(form) for *_, cell in cells]
+        texts = [
+            "-" if row is None else f"{row['images_per_second']:.1f} ({row['against_fused']:.2f}x)" for row in rows
+        ]
         said = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}.get(form, form)
-        lines.append(f"| {said} | {' | '.join(cells)} |")
-    best = [f"{batches[size]['against_the_best_runtime']:.2f}x" for size in batches]
+        lines.append(f"| {said} | {' | '.join(texts)} |")
+    best = [f"{cell['against_the_best_runtime']:.2f}x" for *_, cell in cells]
     lines.append(f"| native, against the faster of the two runtimes | {' | '.join(best)} |")
     return with_place(lines, "native-loops")
 

@@ -15,39 +15,64 @@ import torch.nn.functional as F
 from seen_norms import network
 
 from cmtvision.models.accelerate.fusing.fuse import fuse
+from cmtvision.models.accelerate.fusing.fused_layers import can_pack
 from cmtvision.models.accelerate.native import operations
 from cmtvision.models.accelerate.native.library import VARIABLE, library
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="no compiler for native loops here")
 
 
+def close(found, expected, dtype, rtol=1e-5, atol=2e-5):
+    """Near float64; of bfloat16 maps what is written is rounded, and no more."""
+    assert found.dtype == dtype
+    if dtype == torch.bfloat16:
+        rtol, atol = rtol + 2**-8, atol + 1e-6
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=atol)
+
+
+TYPES = pytest.mark.parametrize("dtype", operations.TYPES, ids=["float32", "bfloat16"])
+
+
 @needs_compiler
+@TYPES
 @pytest.mark.parametrize("channels", [1, 7, 16, 46, 64, 129])
-def test_layer_norm_is_pytorchs(channels):
-    x = 3 + 2 * torch.randn(2, 5, 3, channels)
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_layer_norm_is_pytorchs(channels, rows, dtype):
+    x = (3 + 2 * torch.randn(2, rows, 3, channels)).to(dtype)
     expected = F.layer_norm(x.double(), (channels,), eps=1e-6)
-    torch.testing.assert_close(operations.layer_norm(x, 1e-6).double(), expected, rtol=1e-5, atol=1e-5)
+    close(operations.layer_norm(x, 1e-6), expected, dtype)
 
 
 @needs_compiler
+@TYPES
 @pytest.mark.parametrize("channels", [1, 5, 16, 32, 46, 166, 331])
-@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (7, 9)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (4, 1), (7, 9)])
 @pytest.mark.parametrize("gelu", [False, True])
-def test_depthwise_is_a_convolution_of_a_shifted_map(channels, size, gelu):
+def test_depthwise_is_a_convolution_of_a_shifted_map(channels, size, gelu, dtype):
     """A constant added before a zero-padded convolution is not there in the padding: what ``absent`` is for."""
-    x, shift = torch.randn(2, *size, channels), torch.randn(channels)
+    x, shift = torch.randn(2, *size, channels).to(dtype), torch.randn(channels)
     weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
-    maps = (x + shift).permute(0, 3, 1, 2).double()
+    maps = x.permute(0, 3, 1, 2).double() + shift.double()[:, None, None]
     expected = F.conv2d(maps, weight.double(), bias.double(), padding=1, groups=channels).permute(0, 2, 3, 1)
     expected = F.gelu(expected) if gelu else expected
     taps = weight.view(channels, 9).t().contiguous()
     absent = taps * shift
-    found = operations.depthwise(x, taps, bias + absent.sum(dim=0), absent, gelu)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+    close(operations.depthwise(x, taps, bias + absent.sum(dim=0), absent, gelu), expected, dtype)
     plain = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), bias.double(), padding=1, groups=channels)
-    plain = F.gelu(plain) if gelu else plain
-    found = operations.depthwise(x, taps, bias, None, gelu)
-    torch.testing.assert_close(found.double(), plain.permute(0, 2, 3, 1), rtol=1e-5, atol=2e-5)
+    plain = (F.gelu(plain) if gelu else plain).permute(0, 2, 3, 1)
+    close(operations.depthwise(x, taps, bias, None, gelu), plain, dtype)
+
+
+@needs_compiler
+@TYPES
+@pytest.mark.parametrize("channels", [1, 16, 46, 64, 129])
+@pytest.mark.parametrize(("size", "k"), [((2, 2), 2), ((8, 4), 4), ((6, 10), 2), ((16, 8), 8)])
+def test_a_convolution_of_its_own_stride_is_pytorchs(channels, size, k, dtype):
+    x = torch.randn(3, *size, channels).to(dtype)
+    weight, bias = torch.randn(channels, 1, k, k), torch.randn(channels)
+    expected = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), bias.double(), stride=k, groups=channels)
+    taps = weight.view(channels, k * k).t().contiguous()
+    close(operations.reduce(x, taps, bias, k), expected.permute(0, 2, 3, 1), dtype, atol=5e-5)
 
 
 @needs_compiler
@@ -67,15 +92,15 @@ def test_gelu_is_exact_wherever_a_float_is():
     [(196, 49, 4, 64), (1, 1, 1, 1), (7, 3, 2, 46), (20, 17, 1, 8), (13, 64, 3, 33)],
 )
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_attention_is_pytorchs(queries, keys, heads, width, with_bias):
-    q, kv = torch.randn(2, queries, heads * width), torch.randn(2, keys, 2 * heads * width)
+@TYPES
+def test_attention_is_pytorchs(queries, keys, heads, width, with_bias, dtype):
+    q, kv = torch.randn(2, queries, heads * width).to(dtype), torch.randn(2, keys, 2 * heads * width).to(dtype)
     bias = 3 * torch.randn(1, heads, queries, keys) if with_bias else None
     q4 = q.unflatten(2, (heads, width)).transpose(1, 2).double()
     k4, v4 = kv.unflatten(2, (2, heads, width)).permute(2, 0, 3, 1, 4).double().unbind(0)
     mask = None if bias is None else bias.double()
     expected = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=mask).transpose(1, 2).flatten(2)
-    found = operations.attention(q, kv, bias, heads, width**-0.5)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    close(operations.attention(q, kv, bias, heads, width**-0.5), expected, dtype, atol=1e-5)
 
 
 @needs_compiler
@@ -105,6 +130,27 @@ def test_a_fused_network_gives_the_same_numbers_with_them(name, size, options):
 
 
 @needs_compiler
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16), reason="no bfloat16 in oneDNN here")
+def test_a_fused_bfloat16_network_is_no_less_exact_with_them(monkeypatch):
+    model = network("cmt_ti", img_size=(96, 160))
+    images = torch.randn(3, 3, 96, 160)
+    fused = fuse(model, (96, 160), dtype=torch.bfloat16)
+
+    def difference():
+        with torch.inference_mode():
+            expected = deepcopy(model).double()(images.double())
+            return float((fused(images) - expected).norm() / expected.norm())
+
+    with_them = difference()
+    for name in ("layer_norm", "depthwise", "reduce", "attention"):
+        monkeypatch.setattr(operations, name, None)  # whatever calls one fails now
+    with pytest.raises(TypeError):
+        difference()
+    monkeypatch.setattr(operations, "takes", lambda _: False)
+    assert with_them < 1.3 * difference()
+
+
+@needs_compiler
 def test_any_number_of_threads_and_a_copy_give_the_same_numbers():
     fused = fuse(network(), 32)
     images = torch.randn(2, 3, 32, 32)
@@ -118,15 +164,15 @@ def test_any_number_of_threads_and_a_copy_give_the_same_numbers():
 
 def test_what_they_do_not_know_is_pytorchs():
     x = torch.randn(2, 4, 4, 8)
-    assert operations.takes(x)
+    assert operations.takes(x) == operations.takes(x.bfloat16()) == (library() is not None)
     assert not operations.takes(x.double())
-    assert not operations.takes(x.bfloat16())
+    assert not operations.takes(x.half())
     assert not operations.takes(x.permute(0, 3, 1, 2))
     assert not operations.takes(x.to("meta"))
     asked = x.clone().requires_grad_()
     assert not operations.takes(asked)
     with torch.no_grad():
-        assert operations.takes(asked)
+        assert operations.takes(asked) == (library() is not None)
     seen = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch, that this way of tracing will go

@@ -125,7 +125,7 @@ class FusedCMT(nn.Module):
         for layer in self._layers():
             layer.pack()
         for module in self.modules():
-            if isinstance(module, LastNorm | FusedAttention):
+            if isinstance(module, LastNorm | FusedAttention | FusedStage):
                 module.native = True
 
     def _layers(self) -> Iterator[FusedLayer]:
@@ -162,13 +162,14 @@ class FusedStage(nn.Module):
         self.position_bias = deepcopy(stage.position_bias)
         self.blocks = nn.ModuleList(FusedBlock(b, norm_before if i == 0 else None) for i, b in enumerate(blocks))
         self._biases = GridConstants()
+        self.native = False  # whether a native loop may take the bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) -> map (B, H/2, W/2, D)."""
         x = self.norm(self.downsample(x))  # (B, H/2, W/2, D)
         if self.embedding is not None:
             x = self.embedding(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
-        bias = self._biases.of(self.position_bias, x)  # (1, h, N, M)
+        bias = self._biases.of(self.position_bias, x, self.native)  # (1, h, N, M)
         for block in self.blocks:
             x = block(x, bias)
         return x
@@ -223,16 +224,17 @@ class FusedAttention(nn.Module):
         """Normed map, bias (1, h, N, M) or None, and the map to add: (B, H, W, C) -> map (B, H, W, C)."""
         B, H, W, C = x.shape
         if self.position_bias is not None:
-            bias = self._biases.of(self.position_bias, x)
+            bias = self._biases.of(self.position_bias, x, self.native)
         q = self.q(x).flatten(1, 2)  # (B, N, h d)
         kv = self.kv(self.reduce(x)).flatten(1, 2)  # (B, M, 2 h d)
-        whole = bias is None or bias.shape == (1, self.num_heads, q.shape[1], kv.shape[1])
+        shape = (1, self.num_heads, q.shape[1], kv.shape[1])
+        whole = bias is None or (bias.dtype == torch.float32 and bias.shape == shape)
         if self.native and whole and operations.takes(q) and operations.takes(kv):
             out = operations.attention(q, kv, bias, self.num_heads, self.head_dim**-0.5)  # (B, N, h d)
             return self.project(out.view(B, H, W, C), add=residual)
         q = q.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, h, N, d)
         k, v = kv.unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
-        out = fused_attention(q, k, v, bias)  # (B, h, N, d)
+        out = fused_attention(q, k, v, None if bias is None else bias.to(q.dtype))  # (B, h, N, d)
         return self.project(out.transpose(1, 2).reshape(B, H, W, C), add=residual)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
@@ -280,14 +282,18 @@ class GridConstants:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int, torch.dtype, torch.device], torch.Tensor] = {}
 
-    def of(self, position_bias: nn.Module | None, x: torch.Tensor) -> torch.Tensor | None:
-        """The bias (1, h, N, M), or its factors, in the type and on the device of a map (B, H, W, C)."""
+    def of(self, position_bias: nn.Module | None, x: torch.Tensor, native: bool) -> torch.Tensor | None:
+        """The bias (1, h, N, M), or its factors, for a map (B, H, W, C), on its device.
+
+        Native loops take it in float32, PyTorch's attention in the type of the map.
+        """
         if position_bias is None:
             return None
-        key = (x.shape[1], x.shape[2], x.dtype, x.device)
+        dtype = torch.float32 if native and x.dtype in operations.TYPES else x.dtype
+        key = (x.shape[1], x.shape[2], dtype, x.device)
 
         def make() -> torch.Tensor:
-            bias: torch.Tensor = position_bias(x.shape[1], x.shape[2]).to(x.dtype).contiguous()
+            bias: torch.Tensor = position_bias(x.shape[1], x.shape[2]).to(dtype).contiguous()
             return bias.detach()  # with a gradient, PyTorch takes the slower attention
 
         return kept_or_made(self._kept, key, make)

@@ -172,6 +172,11 @@ class FusedConv(FusedLayer):
         self._borders: dict[Grid, list[Strip]] = {}
         self._loops: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
 
+    @property
+    def reduces(self) -> bool:
+        """Whether each value of the map belongs to one of the output: before keys and values."""
+        return self.kernel == self.stride and self.padding == 0
+
     def _pack(self) -> torch.Tensor:
         packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
             self.weight, [self.padding] * 2, [self.stride] * 2, [1, 1], self.groups
@@ -182,11 +187,11 @@ class FusedConv(FusedLayer):
         """See ``FusedLayer.pack``; weights are also laid out for the native loop, where there is one for them."""
         super().pack()
         channels, kind = self.weight.shape[0], (self.kernel, self.stride, self.padding)
-        depthwise = self.groups == channels > 1 and kind == (3, 1, 1)
-        if not depthwise or self._packed is None or library() is None:
+        there_is_one = self.groups == channels > 1 and (kind == (3, 1, 1) or (self.reduces and not self.gelu))
+        if not there_is_one or self._packed is None or library() is None:
             return
-        taps = None if self.taps is None else self.taps.to(self.weight.dtype).reshape(channels, 9).t().contiguous()
-        self._loops = self.weight.reshape(channels, 9).t().contiguous(), self.bias.contiguous(), taps
+        taps = None if self.taps is None else self.taps.float().reshape(channels, -1).t().contiguous()
+        self._loops = self.weight.float().reshape(channels, -1).t().contiguous(), self.bias.float().contiguous(), taps
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
         self._borders, self._loops = {}, None
@@ -203,7 +208,10 @@ class FusedConv(FusedLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) -> map (B, H', W', D)."""
         if self._loops is not None and operations.takes(x):
-            return operations.depthwise(x, *self._loops, self.gelu)
+            if not self.reduces:
+                return operations.depthwise(x, *self._loops, self.gelu)
+            if x.shape[1] % self.kernel == x.shape[2] % self.kernel == 0:
+                return operations.reduce(x, *self._loops[:2], self.kernel)
         packed = self.packed_for(x)
         # of the two ways to fold a norm before padding, plain operations take the one that compilers like
         unfolded = packed is None and self.scale is not None

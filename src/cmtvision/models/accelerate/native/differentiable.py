@@ -12,9 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from cmtvision.models.accelerate.as_written import hooked
 from cmtvision.models.accelerate.native.library import library
-from cmtvision.models.accelerate.native.operations import call, has_data
+from cmtvision.models.accelerate.native.operations import TYPES, call, has_data
 
-TYPES = (torch.float32, torch.bfloat16)
 MOST_BIASES = 1 << 24  # sums that all threads keep for the gradient of a position bias
 Maps = torch.channels_last
 

@@ -42,8 +42,9 @@ _log = logging.getLogger(__name__)
 
 _pointer, _count, _is_bf16 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES = {
-    "cmt_layer_norm": (_pointer, _pointer, _count, _count, ctypes.c_float),
-    "cmt_depthwise": (_pointer, _pointer, _count, _count, _count, _count, _pointer, _pointer, _pointer, ctypes.c_int),
+    "cmt_layer_norm": (_is_bf16, _pointer, _pointer, _count, _count, ctypes.c_float),
+    "cmt_depthwise": (_is_bf16, _pointer, _pointer, *(_count,) * 4, *(_pointer,) * 3, ctypes.c_int),
+    "cmt_reduce": (_is_bf16, _pointer, _pointer, *(_count,) * 5, _pointer, _pointer),
     "cmt_attention": (_is_bf16, *(_pointer,) * 6, *(_count,) * 6, ctypes.c_float),
     "cmt_attention_backward": (_is_bf16, *(_pointer,) * 11, *(_count,) * 6, ctypes.c_float),
     "cmt_gelu_moments": (_is_bf16, _pointer, _count, _count, _pointer, _pointer),

@@ -1,4 +1,6 @@
-"""The native loops as functions of float32 tensors on a CPU, contiguous and without gradients.
+"""The native loops as functions of tensors on a CPU, float32 or bfloat16, contiguous and without gradients.
+
+Weights and biases are float32.
 
 Shapes: B batch, H W map, C channels, N queries, M keys, h heads, d head width.
 """
@@ -7,6 +9,8 @@ import torch
 from torch.autograd import forward_ad
 
 from cmtvision.models.accelerate.native.library import library, loops
+
+TYPES = (torch.float32, torch.bfloat16)
 
 
 def has_data(x: torch.Tensor) -> bool:
@@ -29,7 +33,7 @@ def takes(x: torch.Tensor) -> bool:
     """Whether there are loops, and they can compute with a tensor, and may, as nobody follows or differentiates."""
     return (
         has_data(x)
-        and x.dtype == torch.float32
+        and x.dtype in TYPES
         and x.device.type == "cpu"
         and x.is_contiguous()
         and not (torch.is_grad_enabled() and x.requires_grad)
@@ -40,7 +44,7 @@ def takes(x: torch.Tensor) -> bool:
 def layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm over the last axis, without scale and shift: (..., C) -> (..., C)."""
     out = torch.empty_like(x)
-    loops().cmt_layer_norm(x.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
+    call("cmt_layer_norm", x, out, x.numel() // x.shape[-1], x.shape[-1], eps)
     return out
 
 
@@ -57,8 +61,22 @@ def depthwise(
         gelu: GELU after it.
     """
     out = torch.empty_like(x)
-    taken = None if absent is None else absent.data_ptr()
-    loops().cmt_depthwise(x.data_ptr(), out.data_ptr(), *x.shape, weight.data_ptr(), bias.data_ptr(), taken, gelu)
+    call("cmt_depthwise", x, out, *x.shape, weight, bias, absent, gelu)
+    return out
+
+
+def reduce(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int) -> torch.Tensor:
+    """A depthwise k x k convolution of stride k: (B, H, W, C) -> (B, H / k, W / k, C).
+
+    Args:
+        x: the map, whose sides k divides.
+        weight: (k k, C), tap by tap.
+        bias: (C,).
+        k: kernel and stride.
+    """
+    B, H, W, C = x.shape
+    out = x.new_empty(B, H // k, W // k, C)
+    call("cmt_reduce", x, out, B, H, W, C, k, weight, bias)
     return out
 
 
@@ -70,7 +88,7 @@ def attention(
     Args:
         q: (B, N, h d).
         kv: (B, M, 2 h d), keys and then values.
-        bias: (1, h, N, M) or None.
+        bias: (1, h, N, M), float32, or None.
         num_heads: h.
         scale: of the products.
 

@@ -321,21 +321,6 @@ void irffn_backward_to_e(const T* dd, const T* e, T* de, const MapSize& size, co
     });
 }
 
-// A row of C channels in vectors; the last one overlaps the one before it where L does not divide C.
-struct Channels {
-    int64_t C;
-    V fresh;  // zeros in the lanes of the last vector that were there before
-    explicit Channels(int64_t C) : C(C), fresh(::all(1.0f)) {
-        for (int64_t i = 0; i < (L - C % L) % L; i++) fresh[i] = 0;
-    }
-    template <typename F>
-    void each(F f) const {
-        int64_t c = 0;
-        for (; c + L <= C; c += L) f(c, ::all(1.0f));
-        if (c < C) f(C - L, fresh);
-    }
-};
-
 template <typename T>
 void norm_forward(const T* x, T* out, int64_t rows, int64_t C, float eps, const float* weight, const float* bias,
                   float* mean, float* scale) {

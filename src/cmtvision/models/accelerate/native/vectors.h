@@ -3,7 +3,9 @@
 
 #pragma once
 
-#include <new>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 #include <algorithm>
@@ -29,13 +31,6 @@ typedef float U __attribute__((vector_size(BYTES), aligned(4), may_alias));  // 
 
 inline V load(const float* p) { return *reinterpret_cast<const U*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<U*>(p) = v; }
-template <bool WHOLE>
-inline V some(const float* p, int64_t n) {  // the first n floats of a vector, zeros after them
-    if (WHOLE) return load(p);
-    V v = {};
-    std::memcpy(&v, p, n * sizeof(float));
-    return v;
-}
 inline V all(float x) { return x - V{}; }
 inline V least(V a, V b) { return a < b ? a : b; }  // b, if one of them is NaN
 inline V most(V a, V b) { return a > b ? a : b; }
@@ -83,12 +78,26 @@ inline V get(const bf16* p) {
     return v;
 }
 
+// The first n values of a vector, zeros after them; all of them where WHOLE.
+template <bool WHOLE, typename T>
+inline V some(const T* p, int64_t n) {
+    if (WHOLE) return get(p);
+    T room[L] = {};
+    std::memcpy(room, p, n * sizeof(T));
+    return get(room);
+}
+
 // Stores v; returns what was stored.
 inline V put(float* p, V v) {
     store(p, v);
     return v;
 }
 inline V put(bf16* p, V v) {  // to the nearest, of two equally near to the even one
+#ifdef __AVX512BF16__
+    const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+    std::memcpy(p, &rounded, sizeof rounded);
+    return get(p);
+#endif
     Bits bits;
     std::memcpy(&bits, &v, sizeof bits);
     bits += 0x7fff + ((bits >> 16) & 1);
@@ -97,6 +106,18 @@ inline V put(bf16* p, V v) {  // to the nearest, of two equally near to the even
     bits &= 0xffff0000u;
     std::memcpy(&v, &bits, sizeof v);
     return v;
+}
+
+// The first n values of v; all of them where WHOLE.
+template <bool WHOLE, typename T>
+inline void put_some(T* p, V v, int64_t n) {
+    if (WHOLE) {
+        put(p, v);
+        return;
+    }
+    T room[L];
+    put(room, v);
+    std::memcpy(p, room, n * sizeof(T));
 }
 
 // A single value.
@@ -113,6 +134,21 @@ inline void put_one(bf16* p, float v) {
     std::memcpy(&bits, &v, sizeof bits);
     p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+
+// A row of C channels in vectors; the last one overlaps the one before it where L does not divide C.
+struct Channels {
+    int64_t C;
+    V fresh;  // zeros in the lanes of the last vector that were there before
+    explicit Channels(int64_t C) : C(C), fresh(::all(1.0f)) {
+        for (int64_t i = 0; i < (L - C % L) % L; i++) fresh[i] = 0;
+    }
+    template <typename F>
+    void each(F f) const {
+        int64_t c = 0;
+        for (; c + L <= C; c += L) f(c, ::all(1.0f));
+        if (c < C) f(C - L, fresh);
+    }
+};
 
 // Maps as they come from Python.
 typedef const void* In;
