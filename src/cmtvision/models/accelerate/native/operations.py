@@ -34,7 +34,7 @@ def takes(x: torch.Tensor) -> bool:
     return (
         has_data(x)
         and x.dtype in TYPES
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.is_contiguous()
         and not (torch.is_grad_enabled() and x.requires_grad)
         and library() is not None
