@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +36,6 @@ class DetectionEvaluation(DenseEvaluation):
     Attributes:
         boxes, masks: COCO's figures by boxes, and by masks where the network finds them and the images have some.
         found: what was found in each image, by its place in ``samples``.
-        point: from which confidence on boxes are best shown; None where none is right.
     """
 
     task: ClassVar[Kind] = "detection"
@@ -44,7 +44,11 @@ class DetectionEvaluation(DenseEvaluation):
     boxes: DetectionFigures
     masks: DetectionFigures | None = None
     found: Mapping[int, Detections] = field(default_factory=dict)
-    point: OperatingPoint | None = None
+
+    @cached_property
+    def point(self) -> OperatingPoint | None:
+        """From which confidence on boxes are best shown; None where none is right."""
+        return operating_point(self.samples, self.found)
 
     def headline(self) -> str:
         """AP, of boxes and of masks, in words."""
@@ -187,8 +191,7 @@ class DetectionTask(DenseTask):
         masks = None
         if network.has_masks and annotated:
             masks = coco_figures(samples, found, network.num_classes, "masks")
-        point = operating_point(samples, found)
-        return DetectionEvaluation(boxes=boxes, masks=masks, found=found, samples=samples, point=point)
+        return DetectionEvaluation(boxes=boxes, masks=masks, found=found, samples=samples)
 
 
 def _detector(network: nn.Module) -> Detector:
